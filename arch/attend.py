@@ -1,0 +1,218 @@
+"""Causal softmax attention in tiles, and rotary positions.
+
+  o_t = sum_s p_ts v_s,  p_ts = softmax_s(q_t . k_s / sqrt(K)),
+  over the keys s with first_t <= s <= P + t
+
+Of S = P + T keys the last T belong to the T queries, so that query t is at key
+P + t. A tile is n keys by m queries, and one scan visits the tiles that hold a
+visible key, row by row: T x T never exists, neither forward nor backward, time
+is linear in T under a window, and compilation does not grow with T. Softmax
+runs online in float32 (Milakov and Gimelshein 2018,
+https://arxiv.org/abs/1805.02867, alg. 3); the backward pass makes the tiles
+again from the log of the normaliser (Dao et al. 2022,
+https://arxiv.org/abs/2205.14135, alg. 4).
+
+Tiles are held keys first. Then softmax runs along rows, and every product is
+[.., m, k] x [.., k, n]: XLA's other batched products are slow on a CPU.
+
+B batch  T time  S keys  P past keys  H heads  G groups  R heads a group
+K key width  V value width  N blocks of m queries
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+HIDDEN = -1e30  # a score whose exponential is 0, and no NaN against itself
+
+dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+
+
+def attend(q, key, value, first=None, window=None):
+  """Answers B T H V in the queries' dtype.
+
+  Args:
+    q: B T H K.
+    key: B S G K with S >= T; one group serves H / G heads.
+    value: B S G V.
+    first: B T int32, the earliest key that a query may see, or None for 0.
+    window: a query sees itself and the window - 1 keys before; None for all.
+  """
+  T, S = q.shape[1], key.shape[1]
+  m, n = (block(length, min(length, window or length)) for length in (T, S))
+  end = -T % m
+  front = -(S + end) % n
+  past = front + S - T
+  first = jnp.zeros((1, T), jnp.int32) if first is None else first
+  if window is not None:
+    first = jnp.maximum(first, (jnp.arange(T) + S - T - window + 1)[None])
+  q = pad(q * q.shape[-1] ** -0.5, 0, end)
+  key, value = pad(key, front, end), pad(value, front, end)
+  # edge: what is computed for the padding stays finite, and is cut off
+  first = jnp.pad(front + first, ((0, 0), (0, end)), mode="edge")
+  tiling = Tiling(m, n, past, window)
+  return tiled(tiling, q, key, value, first)[:, :T]
+
+
+def block(length, span):
+  """Blocks of equal size, about a quarter of what a query sees."""
+  widest = min(512, max(64, 1 << (span - 1).bit_length() >> 2))
+  return math.ceil(length / math.ceil(length / widest))
+
+
+def pad(x, front, end):
+  return jnp.pad(x, ((0, 0), (front, end), (0, 0), (0, 0)))
+
+
+class Tiling(NamedTuple):
+  m: int
+  n: int
+  past: int
+  window: int | None
+
+  def visible(self, T):
+    """Query block and key block of each tile, as two arrays."""
+    tiles = []
+    for i in range(T // self.m):
+      low = self.past + i * self.m
+      high = low + self.m - 1
+      low = 0 if self.window is None else max(0, low - self.window + 1)
+      tiles += [(i, j) for j in range(low // self.n, high // self.n + 1)]
+    return tuple(np.array(tiles, np.int32).T)
+
+  def scores(self, k, q, first, i, j):
+    """n keys by R m queries in float32."""
+    at = j * self.n + jnp.arange(self.n)[None, None, :, None]
+    last = self.past + i * self.m + jnp.arange(self.m)
+    last = jnp.tile(last, q.shape[-1] // self.m)[None, None, None]
+    return jnp.where((first <= at) & (at <= last), dot(k, q), HIDDEN)
+
+
+def split(x, size, G, order):
+  """B T H K -> blocks B G and, by `order`, R m K (rows) or K R m (columns)."""
+  B, T, H, K = x.shape
+  x = x.reshape(B, T // size, size, G, H // G, K)
+  x = jnp.einsum(f"bnmgrk->nbg{order}", x)
+  if order == "rmk":
+    return x.reshape(*x.shape[:3], -1, K)
+  return x.reshape(*x.shape[:4], -1)
+
+
+def join(x, size, order):
+  """Undoes split."""
+  N, B, G = x.shape[:3]
+  K = x.shape[3 if order == "krm" else 4]
+  x = x.reshape(N, B, G, *((-1, size, K) if order == "rmk" else (K, -1, size)))
+  x = jnp.einsum(f"nbg{order}->bnmgrk", x)
+  return x.reshape(B, N * size, -1, K)
+
+
+rows = functools.partial(split, order="rmk")
+columns = functools.partial(split, order="krm")
+
+
+def limits(first, m, R):
+  """b T -> N b 1 1 R m."""
+  first = first.reshape(first.shape[0], -1, m).swapaxes(0, 1)
+  return jnp.tile(first, (1, 1, R))[:, :, None, None]
+
+
+def get(x, i):
+  return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+
+
+def put(x, new, i):
+  return jax.lax.dynamic_update_index_in_dim(x, new, i, 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tiled(tiling, q, key, value, first):
+  return forward(tiling, q, key, value, first)[0]
+
+
+def forward(tiling, q, key, value, first):
+  m, n, G = tiling.m, tiling.n, key.shape[2]
+  qs = columns(q, m, G)
+  ks, vs = rows(key, n, G), columns(value, n, G)
+  firsts = limits(first, m, q.shape[2] // G)
+
+  def tile(carry, place):
+    i, j = place
+    out, top, total = (get(x, i) for x in carry)
+    s = tiling.scores(get(ks, j), get(qs, i), get(firsts, i), i, j)
+    new = jnp.maximum(top, s.max(-2, keepdims=True))
+    p, keep = jnp.exp(s - new), jnp.exp(top - new)
+    out = keep * out + dot(get(vs, j), p.astype(value.dtype))
+    total = keep * total + p.sum(-2, keepdims=True)
+    made = (out, new, total)
+    return tuple(put(x, y, i) for x, y in zip(carry, made, strict=True)), None
+
+  shape = *qs.shape[:3], value.shape[-1], qs.shape[-1]  # N B G V Rm
+  one = *shape[:3], 1, shape[-1]
+  carry = jnp.zeros(shape), jnp.full(one, HIDDEN), jnp.zeros(one)
+  (out, top, total), _ = jax.lax.scan(tile, carry, tiling.visible(q.shape[1]))
+  out = join(out / total, m, "krm").astype(q.dtype)
+  return out, (q, key, value, first, out, top + jnp.log(total))
+
+
+def backward(tiling, kept, d_out):
+  q, key, value, first, out, norm = kept
+  m, n, G = tiling.m, tiling.n, key.shape[2]
+  qs, q_rows = columns(q, m, G), rows(q, m, G)
+  ks, k_columns = rows(key, n, G), columns(key, n, G)
+  vs = rows(value, n, G)
+  ds, d_rows = columns(d_out, m, G), rows(d_out, m, G)
+  firsts = limits(first, m, q.shape[2] // G)
+  inner = d_out.astype(jnp.float32) * out.astype(jnp.float32)
+  inner = columns(inner.sum(-1, keepdims=True), m, G)  # N B G 1 Rm
+
+  def tile(carry, place):
+    i, j = place
+    dq, dk, dv = carry
+    s = tiling.scores(get(ks, j), get(qs, i), get(firsts, i), i, j)
+    p = jnp.exp(s - get(norm, i))
+    d_s = p * (dot(get(vs, j), get(ds, i)) - get(inner, i))
+    p, d_s = p.astype(q.dtype), d_s.astype(q.dtype)
+    dq = put(dq, get(dq, i) + dot(get(k_columns, j), d_s), i)
+    dk = put(dk, get(dk, j) + dot(d_s, get(q_rows, i)), j)
+    dv = put(dv, get(dv, j) + dot(p, get(d_rows, i)), j)
+    return (dq, dk, dv), None
+
+  carry = (jnp.zeros(x.shape) for x in (qs, ks, vs))
+  (dq, dk, dv), _ = jax.lax.scan(tile, tuple(carry), tiling.visible(q.shape[1]))
+  return (
+    join(dq, m, "krm").astype(q.dtype),
+    join(dk, n, "rmk").astype(key.dtype),
+    join(dv, n, "rmk").astype(value.dtype),
+    None,
+  )
+
+
+tiled.defvjp(forward, backward)
+
+
+def rotary(x, position, base=10_000.0):
+  """Turns the pairs (x_i, x_{i + K/2}) by position * base^(-2i / K).
+
+  Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34, in the halves
+  layout of GPT-NeoX and Llama. Angles are int32 in units of 2^-32 turns, which
+  wrap as turns do: a product of float32 would be off by 0.1 at a position of
+  1e6, this is off by 1e-6 at any.
+
+  Args:
+    x: B T H K with even K.
+    position: B T int32.
+  """
+  K = x.shape[-1]
+  turn = base ** (-np.arange(0, K, 2) / K) / (2 * np.pi)
+  turn = jnp.asarray(np.round(turn * 2**32), jnp.int32)
+  angle = (position[..., None] * turn[None, None]).astype(jnp.float32)
+  angle = angle[:, :, None] * (2 * np.pi / 2**32)  # B T 1 K/2
+  sin, cos = jnp.sin(angle), jnp.cos(angle)
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+  return y.astype(x.dtype)

@@ -1,0 +1,247 @@
+"""Parameters, FLOPs a token and state bytes of a model, by group.
+
+Groups are `vocab`, `mixer`, `channel` and `norm` (the shell's own: norms
+between the mixers, residual additions). FLOPs are read from the jaxpr, so
+nothing runs and a model of shapes will do:
+
+  products     2 M N K of a matrix product, 2 of each multiply-add of a
+               convolution, n^2 m of a triangular solve, as often as the scans
+               around it turn
+  elementwise  1 for each floating number that arithmetic or a transcendental
+               function gives, or that a reduction takes; M N of an outer
+               product; 5 n log2 n of a Fourier transform of n numbers
+
+Data movement, comparisons, selections, casts and integers are free. XLA's own
+cost_analysis counts the body of a scan once, which makes recurrences look
+cheap. What a mask throws away is counted, since it is computed.
+
+Raises ValueError where the groups do not sum to the whole, and at a while
+loop, whose number of turns is not known.
+"""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.extend import core
+from jax.interpreters import partial_eval
+
+from arch import lm
+from arch.layers import Embedding
+
+GROUPS = ("vocab", "mixer", "channel", "norm")
+KINDS = ("products", "elementwise")
+
+GIVES = frozenset(
+  "add add_any sub mul div rem neg abs sign max min clamp pow integer_pow "
+  "square sqrt rsqrt cbrt exp exp2 expm1 log log1p logistic tanh sin cos tan "
+  "sinh cosh asin acos atan atan2 asinh acosh atanh erf erfc erf_inv lgamma "
+  "cumsum cumprod cummax cummin cumlogsumexp".split()
+)
+TAKES = frozenset(
+  "reduce_sum reduce_prod reduce_max reduce_min scatter-add scatter_mul".split()
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flops:
+  """Operations a token, by group."""
+
+  products: dict[str, float]
+  elementwise: dict[str, float]
+
+  @property
+  def groups(self) -> dict[str, float]:
+    return {g: self.products[g] + self.elementwise[g] for g in GROUPS}
+
+  @property
+  def total(self) -> float:
+    return sum(self.groups.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+  """One token from a carried state: its cost, the state's bytes by group."""
+
+  flops: Flops
+  state: dict[str, int]
+
+  @property
+  def bytes(self) -> int:
+    return sum(self.state.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+  """The sizes and costs of a model at one length.
+
+  Attributes:
+    groups: parameters by group.
+    embedding: how many of them have the role Embedding.
+    active: how many a token uses: all but what the modules' `idle()` give,
+      if they have one, as experts do.
+    forward: FLOPs a token of one call with T = length, logits included.
+    decoding: one token from a state that looks `length` tokens back.
+  """
+
+  groups: dict[str, int]
+  embedding: int
+  active: int
+  forward: Flops
+  decoding: Decoding
+
+  @property
+  def params(self) -> int:
+    return sum(self.groups.values())
+
+
+def count(model, length: int) -> Count:
+  """Counts a model, which may be abstract, at `length` tokens."""
+  groups = dict.fromkeys(GROUPS, 0)
+  embedding = 0
+  for path, p in nnx.to_flat_state(nnx.state(model, nnx.Param)):
+    size = math.prod(p.shape)
+    groups[group_of(path)] += size
+    embedding += size if isinstance(p, Embedding) else 0
+  params, _ = lm.pure(model)
+  whole = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+  if sum(groups.values()) != whole:
+    raise ValueError(
+      f"{groups} sum to {sum(groups.values())}, the model has {whole}"
+    )
+  modules = (node for _, node in nnx.iter_graph(model))
+  idle = sum(node.idle() for node in modules if hasattr(node, "idle"))
+  tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  ops = flops(lambda model, tokens: model(tokens)[0], model, tokens)
+  return Count(
+    groups=groups,
+    embedding=embedding,
+    active=whole - idle,
+    forward=per_token(ops, length),
+    decoding=decoding(model, length),
+  )
+
+
+def decoding(model, length: int) -> Decoding:
+  """Costs of one token from a state that looks `length` tokens back."""
+  state = jax.eval_shape(lambda model: model.init_state(1, length), model)
+  size = dict.fromkeys(GROUPS, 0)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    _, _, name = (entry.key for entry in path[:3])  # stack, block, module
+    group = "channel" if name == "channel" else "mixer"
+    size[group] += math.prod(leaf.shape) * leaf.dtype.itemsize
+  token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  ops = flops(
+    lambda *args: args[0](args[1], state=args[2]), model, token, state
+  )
+  return Decoding(per_token(ops, 1), size)
+
+
+def group_of(path: tuple) -> str:
+  """The group of a parameter, from its place in the model."""
+  if path[0] in ("vocab", "norm"):
+    return path[0]
+  name = path[2] if path[0].startswith("stack_") else path[1]
+  if name == "channel":
+    return "channel"
+  if name in lm.names("mixers"):
+    return "mixer"
+  if name == "norm" or name.endswith("_norm"):
+    return "norm"
+  raise ValueError(f"no group for the parameter {'.'.join(map(str, path))}")
+
+
+def per_token(ops: Counter, tokens: int) -> Flops:
+  return Flops(*({g: ops[k, g] / tokens for g in GROUPS} for k in KINDS))
+
+
+def flops(function, *args) -> Counter:
+  """Operations of function(*args) by (kind, group)."""
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  # what nothing reads is not run, as the state after training's last token
+  jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+  return walk(jaxpr, "norm")
+
+
+def walk(jaxpr, group: str) -> Counter:
+  """Operations of a jaxpr that is called from a scope of `group`."""
+  total = Counter()
+  for eqn in jaxpr.eqns:
+    here = group
+    if group == "norm":  # the outermost scope holds for all that it calls
+      scopes = re.findall(r"\w+", str(eqn.source_info.name_stack))
+      here = next((scope for scope in scopes if scope in GROUPS), group)
+    kind, ops = cost(eqn)
+    total[kind, here] += ops
+    if ops:
+      continue
+    inner = [walk(jaxpr, here) for jaxpr in called(eqn)]
+    if eqn.primitive.name == "cond":
+      inner = [max(inner, key=Counter.total)]
+    for ops in inner:
+      for key in ops:
+        total[key] += ops[key] * turns(eqn)
+  return total
+
+
+def called(eqn):
+  """The jaxprs that an equation runs: jit, scan, remat, custom_vjp ..."""
+  for value in eqn.params.values():
+    for part in value if isinstance(value, tuple) else (value,):
+      if isinstance(part, core.ClosedJaxpr):
+        yield part.jaxpr
+      elif isinstance(part, core.Jaxpr):
+        yield part
+
+
+def turns(eqn) -> int:
+  """How often an equation runs what it calls."""
+  match eqn.primitive.name:
+    case "while":
+      raise ValueError(
+        "a while loop of unknown length cannot be counted: use scan, or "
+        "fori_loop with bounds that are Python ints"
+      )
+    case "scan":
+      return eqn.params["length"]
+    case "pallas_call":
+      return math.prod(eqn.params["grid_mapping"].grid)
+  return 1
+
+
+def cost(eqn) -> tuple[str, int]:
+  """Kind and number of an equation's own operations."""
+  if not eqn.invars or not eqn.outvars:
+    return "elementwise", 0
+  out, p = eqn.outvars[0].aval, eqn.params
+  first, last = eqn.invars[0].aval, eqn.invars[-1].aval
+  match eqn.primitive.name:
+    case "dot_general":
+      (axes, _), _ = p["dimension_numbers"]
+      K = math.prod(first.shape[axis] for axis in axes)
+      if K == 1:  # adds nothing up: einsum writes multiplications so
+        return "elementwise", out.size
+      return "products", 2 * out.size * K
+    case "ragged_dot_general":
+      (axes, _), _ = p["ragged_dot_dimension_numbers"].dot_dimension_numbers
+      K = math.prod(first.shape[axis] for axis in axes)
+      return "products", 2 * out.size * K
+    case "conv_general_dilated":
+      channels = p["dimension_numbers"].rhs_spec[0]
+      return "products", 2 * out.size * (last.size // last.shape[channels])
+    case "triangular_solve":
+      return "products", out.size * first.shape[-1]
+    case "fft":
+      n = math.prod(p["fft_lengths"])
+      numbers = max(first.size, out.size)
+      return "elementwise", round(5 * numbers * math.log2(n))
+    case name if name in GIVES and jnp.issubdtype(out.dtype, jnp.inexact):
+      return "elementwise", out.size
+    # the last operand is what a scatter adds, and all that a reduction has
+    case name if name in TAKES and jnp.issubdtype(last.dtype, jnp.inexact):
+      return "elementwise", last.size
+  return "elementwise", 0

@@ -1,0 +1,197 @@
+"""What two mixers or more use: roles of parameters, linear maps, norm, rotary
+positions, the short causal convolution.
+
+B batch  T time  D width  H heads  K head width  W convolution width
+"""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+class Matrix(nnx.Param):
+  """A dense map, d_in x d_out in its last two axes: weight decay, Muon."""
+
+
+class Embedding(nnx.Param):
+  """A row per symbol."""
+
+
+class Vector(nnx.Param):
+  """Acts elementwise: norm weights, biases, depthwise convolutions."""
+
+
+class Gate(nnx.Param):
+  """Sets a decay, a step size or a skip: never decayed towards zero."""
+
+
+class Buffer(nnx.Variable):
+  """Saved and restored, written by the step from `aux`; has no gradient."""
+
+
+ROLES = (Matrix, Embedding, Vector, Gate)
+
+
+def closest(given: str, known: Iterable[str]) -> str:
+  """The tail of an error about an unknown name: what was probably meant."""
+  known = sorted(known)
+  near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+  hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+  return f"{hint}Known: {', '.join(known)}."
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """What the shell tells every mixer and channel mixer.
+
+  Attributes:
+    dim: width of the residual stream.
+    depth: number of blocks, which scales the initialisation of some.
+    length: how many tokens back a mixer without a fixed-size memory looks.
+    dtype: compute dtype; parameters are float32.
+  """
+
+  dim: int
+  depth: int
+  length: int
+  dtype: str = "float32"
+
+  stream = ()  # keys of the dict that crosses layers; see lm.Block
+
+  @property
+  def compute(self):
+    return jnp.dtype(self.dtype)
+
+  def divide(self, whole: str, part: str) -> int:
+    """whole / part, both names of fields; ValueError unless it is exact."""
+    w, p = getattr(self, whole), getattr(self, part)
+    if p < 1 or w < 1 or w % p:
+      raise ValueError(
+        f"{type(self).__module__}: {part}={p} must divide {whole}={w}; "
+        f"the nearest widths are {w - w % max(p, 1)} and "
+        f"{w - w % max(p, 1) + p}"
+      )
+    return w // p
+
+
+def fan_in(scale: float = 1.0):
+  """Normal with standard deviation scale / sqrt(d_in), cut at two of them."""
+  return nnx.initializers.variance_scaling(
+    scale**2, "fan_in", "truncated_normal"
+  )
+
+
+def uniform_fan_in(scale: float = 1.0):
+  """Uniform in +-scale / sqrt(d_in): what torch.nn.Linear starts from."""
+  return nnx.initializers.variance_scaling(
+    scale**2 / 3, "fan_in", "uniform", in_axis=-2, out_axis=-1
+  )
+
+
+class Linear(nnx.Module):
+  """y = x W (+ b), W: d_in x d_out, in the compute dtype."""
+
+  def __init__(self, d_in, d_out, *, dtype, rngs, init=None, bias=False):
+    self.dtype = jnp.dtype(dtype)
+    init = init or fan_in()
+    self.weight = Matrix(init(rngs.params(), (d_in, d_out), jnp.float32))
+    self.bias = Vector(jnp.zeros(d_out)) if bias else None
+
+  def __call__(self, x):
+    y = x.astype(self.dtype) @ self.weight[...].astype(self.dtype)
+    if self.bias is None:
+      return y
+    return y + jnp.expand_dims(
+      self.bias[...].astype(self.dtype), tuple(range(y.ndim - 1))
+    )
+
+
+class RMSNorm(nnx.Module):
+  """w x / sqrt(mean x^2 + eps), in float32, answered in x's dtype.
+
+  Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4.
+  """
+
+  def __init__(self, dim, *, eps=1e-6):
+    self.eps = eps
+    self.weight = Vector(jnp.ones(dim))
+
+  def __call__(self, x):
+    wide = x.astype(jnp.float32)
+    power = jnp.mean(wide * wide, -1, keepdims=True)
+    y = wide * jax.lax.rsqrt(power + self.eps)
+    return jnp.einsum("...d,d->...d", y, self.weight[...]).astype(x.dtype)
+
+
+def rotary(x, position, *, base=10_000.0):
+  """Turns the pairs (x_i, x_{i + K/2}) by position * base^(-2i / K).
+
+  Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34, in the halves
+  layout of GPT-NeoX and Llama.
+
+  Args:
+    x: B T H K with even K.
+    position: B T int32.
+  """
+  K = x.shape[-1]
+  rate = base ** (-jnp.arange(0, K, 2, dtype=jnp.float32) / K)
+  angle = position.astype(jnp.float32)[..., None, None] * rate[None, None, None]
+  sin, cos = jnp.sin(angle), jnp.cos(angle)  # B T 1 K/2
+  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
+  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+  return y.astype(x.dtype)
+
+
+class ShortConv(nnx.Module):
+  """Depthwise causal convolution y_t = sum_j w_j x_{t-W+1+j} (+ b).
+
+  Never reaches across a document's first token. Starts as torch.nn.Conv1d
+  does, uniform in +-1 / sqrt(W). The state is the last W - 1 inputs, zero
+  where they belong to an earlier document.
+  """
+
+  def __init__(self, dim, width, *, dtype, rngs, bias=True):
+    self.dim, self.width, self.dtype = dim, width, jnp.dtype(dtype)
+    bound = 1 / math.sqrt(width)
+
+    def draw(*shape):
+      return Vector(
+        jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
+      )
+
+    self.weight = draw(width, dim)
+    self.bias = draw(dim) if bias else None
+
+  def init_state(self, batch):
+    return jnp.zeros((batch, self.width - 1, self.dim), self.dtype)
+
+  def __call__(self, x, reset, state):
+    B, T, _ = x.shape
+    W = self.width
+    if state is None:
+      state = self.init_state(B)
+    x = jnp.concatenate([state, x.astype(self.dtype)], 1)  # B W-1+T D
+    weight = self.weight[...].astype(self.dtype)
+    if reset is None:
+      taps = (x[:, j : j + T] for j in range(W))
+      kept = x[:, T:]
+    else:
+      document = jnp.cumsum(reset, 1, dtype=jnp.int32)
+      document = jnp.pad(document, ((0, 0), (W - 1, 0)))
+      now = document[:, W - 1 :]
+
+      def same(past, present):  # zero what an earlier document left
+        part = jnp.where(document[:, past] == present, 1, 0)
+        return x[:, past] * part[..., None].astype(self.dtype)
+
+      taps = (same(slice(j, j + T), now) for j in range(W))
+      kept = same(slice(T, None), now[:, -1:])
+    y = sum(tap * weight[j][None, None] for j, tap in enumerate(taps))
+    if self.bias is not None:
+      y = y + self.bias[...].astype(self.dtype)[None, None]
+    return y, kept

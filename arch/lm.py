@@ -1,0 +1,515 @@
+"""The shell: vocabulary + blocks + readout, the same for every architecture.
+
+  x = embed(tokens)
+  x = x + mixer(norm(x));  x = x + channel(norm(x))      in every block
+  logits = readout(norm(x))
+
+A pattern names the blocks. Its longest periodic run is stacked and scanned
+over (unrolled on a CPU where it is short), the rest runs one by one.
+
+B batch  T time  D width  V symbols  n repeats of a stack
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch.layers import Buffer, RMSNorm, closest
+
+# A stack of at most this many blocks is unrolled on a CPU, which saves the
+# copies of its stacked activations: 512 -> 425 ms for a step at depth 4.
+UNROLL = 16
+
+
+def names(axis: str) -> list[str]:
+  """The files of arch/<axis>, which are its registry."""
+  folder = importlib.import_module(f"arch.{axis}").__path__
+  return sorted(m.name for m in pkgutil.iter_modules(folder))
+
+
+def find(axis: str, name: str):
+  """The module arch/<axis>/<name>.py; ValueError names the closest ones."""
+  if name not in names(axis):
+    what = {"mixers": "mixer", "channels": "channel mixer"}.get(
+      axis, "vocabulary"
+    )
+    raise ValueError(f"unknown {what} {name!r}: {closest(name, names(axis))}")
+  return importlib.import_module(f"arch.{axis}.{name}")
+
+
+def configure(config_class, where: str, **fields):
+  """config_class(**fields); ValueError names the closest fields."""
+  known = [f.name for f in dataclasses.fields(config_class)]
+  for name in fields:
+    if name not in known:
+      raise ValueError(f"{where} has no field {name!r}: {closest(name, known)}")
+  return config_class(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """One block of a pattern: its mixers (run in parallel), its channel mixer.
+
+  Attributes:
+    mixers: names of files in arch/mixers.
+    channel: name of a file in arch/channels, or "none".
+    share: places of one such name share weights, not state.
+    fields: what this place overrides in its mixers' Configs.
+  """
+
+  mixers: tuple[str, ...]
+  channel: str
+  share: str = ""
+  fields: tuple[tuple[str, object], ...] = ()
+
+  @classmethod
+  def parse(cls, entry, channel: str):
+    """From "mixer", "a|b", "mixer+channel" or a dict with overrides."""
+    if isinstance(entry, Mapping):
+      fields = dict(entry)
+      if "mixer" not in fields:
+        raise ValueError(f"a pattern's entry needs a mixer: {fields}")
+      place = cls.parse(fields.pop("mixer"), channel)
+      return dataclasses.replace(
+        place,
+        channel=fields.pop("channel", place.channel),
+        share=fields.pop("share", ""),
+        fields=tuple(sorted(fields.items())),
+      )
+    mixers, _, own = entry.partition("+")
+    return cls(tuple(mixers.split("|")), own or channel)
+
+
+def expand(pattern, depth: int, channel: str) -> tuple[Place, ...]:
+  """The pattern repeated and cut at depth."""
+  places = [Place.parse(entry, channel) for entry in pattern]
+  if not places:
+    raise ValueError(
+      'an empty pattern: name at least one mixer, as ("mamba2",)'
+    )
+  if len(places) > depth:
+    raise ValueError(f"a pattern of {len(places)} blocks in a depth of {depth}")
+  return tuple(places[i % len(places)] for i in range(depth))
+
+
+def stacks(places) -> list[tuple[int, tuple[Place, ...]]]:
+  """Cuts places into (repeats, period) around their longest periodic run."""
+  best = (0, 0, 0, 1)  # blocks in the run, -period, -start, repeats
+  for period in range(1, len(places) // 2 + 1):
+    for start in range(len(places) - 2 * period + 1):
+      end = start + period
+      while end < len(places) and places[end] == places[end - period]:
+        end += 1
+      n = (end - start) // period
+      if n > 1:
+        best = max(best, (n * period, -period, -start, n))
+  size, period, start, n = best[0], -best[1], -best[2], best[3]
+  run = (n, places[start : start + period])
+  rest = [(1, places[:start]), run, (1, places[start + size :])]
+  return [(n, part) for n, part in rest if part]
+
+
+class Block(nnx.Module):
+  """x + mixer(norm(x)), then x + channel(norm(x)).
+
+  Mixers in parallel are each normalised and averaged (Hymba, eq. 3,
+  https://arxiv.org/abs/2411.13676).
+  """
+
+  def __init__(self, place, cfg, *, layer, rngs):
+    self.place, self.dropout = place, cfg.dropout
+    self.norm = RMSNorm(cfg.dim)
+    used = set()
+    for name in place.mixers:
+      config_class = find("mixers", name).Config
+      known = {f.name for f in dataclasses.fields(config_class)}
+      own = {k: v for k, v in place.fields if k in known}
+      used |= set(own)
+      own = {**cfg.common, **dict(cfg.mixers.get(name, {})), **own}
+      own = configure(config_class, f"mixer {name}", **own)
+      mixer = find("mixers", name).Mixer(own, layer=layer, rngs=rngs)
+      setattr(self, name, mixer)
+      if len(place.mixers) > 1:
+        setattr(self, f"{name}_norm", RMSNorm(cfg.dim))
+    for field, _ in place.fields:
+      if field not in used:
+        raise ValueError(f"no mixer of {place.mixers} has a field {field!r}")
+    if place.channel != "none":
+      own = {**cfg.common, **dict(cfg.channels.get(place.channel, {}))}
+      channels = find("channels", place.channel)
+      own = configure(channels.Config, f"channel {place.channel}", **own)
+      self.channel_norm = RMSNorm(cfg.dim)
+      self.channel = channels.Channel(own, layer=layer, rngs=rngs)
+
+  def init_state(self, batch, length=None):
+    state = {
+      name: getattr(self, name).init_state(batch, length)
+      for name in self.place.mixers
+    }
+    if self.place.channel != "none":
+      state["channel"] = self.channel.init_state(batch, length)
+    return state
+
+  def __call__(self, x, reset, state, stream, key):
+    """Returns x, state, stream and the channel mixer's aux."""
+    new, aux = {}, {}
+    old = state if state is not None else {}
+    u = self.norm(x)
+    ys = []
+    for name in self.place.mixers:
+      mixer = getattr(self, name)
+      with jax.named_scope("mixer"):
+        if mixer.cfg.stream:
+          y, new[name], stream = mixer(u, reset, old.get(name), stream)
+        else:
+          y, new[name] = mixer(u, reset, old.get(name))
+      ys.append(y)
+    if len(ys) > 1:
+      norms = [getattr(self, f"{name}_norm") for name in self.place.mixers]
+      ys = [norm(y) for norm, y in zip(norms, ys, strict=True)]
+    x = x + self.drop(sum(ys) / len(ys), key, 0)
+    if self.place.channel != "none":
+      with jax.named_scope("channel"):
+        y, new["channel"], aux = self.channel(
+          self.channel_norm(x), reset, old.get("channel")
+        )
+      x = x + self.drop(y, key, 1)
+    return x, new, stream, aux
+
+  def drop(self, y, key, which):
+    if key is None or not self.dropout:
+      return y
+    keep = jax.random.bernoulli(
+      jax.random.fold_in(key, which), 1 - self.dropout, y.shape
+    )
+    return jnp.where(keep, y / (1 - self.dropout), 0)
+
+
+class Stack(nnx.Module):
+  """The blocks of one period; LM holds it n times over, on a leading axis."""
+
+  def __init__(self, places, cfg, *, layer, rngs):
+    self.places = places
+    for i, place in enumerate(places):
+      if not place.share:
+        setattr(
+          self, f"block_{i}", Block(place, cfg, layer=layer + i, rngs=rngs)
+        )
+
+  def block(self, i, shared):
+    share = self.places[i].share
+    return shared[share] if share else getattr(self, f"block_{i}")
+
+  def init_state(self, shared, batch, length):
+    return {
+      f"block_{i}": self.block(i, shared).init_state(batch, length)
+      for i in range(len(self.places))
+    }
+
+  def __call__(self, x, stream, reset, state, key, shared, run):
+    new, aux = {}, {}
+    for i in range(len(self.places)):
+      name = f"block_{i}"
+      x, new[name], stream, aux[name] = run(
+        self.block(i, shared),
+        x,
+        reset,
+        None if state is None else state[name],
+        stream,
+        None if key is None else jax.random.fold_in(key, i),
+      )
+    return x, stream, new, aux
+
+
+def stacked(places, cfg, keys, layers) -> Stack:
+  """A Stack with a leading axis on every array, one place a key."""
+
+  def make(key, layer):
+    return Stack(places, cfg, layer=layer, rngs=nnx.Rngs(key))
+
+  return nnx.vmap(make)(keys, layers)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """The shell's own fields; every one can be set in a config's `model`.
+
+  Attributes:
+    dim: width of the residual stream.
+    depth: number of blocks.
+    length: how far back attention looks from a carried state.
+    pattern: blocks, repeated and cut at depth; see Place.parse.
+    channel: channel mixer of the entries that name none; "none" for none.
+    mixers: fields of each mixer's Config, by its name.
+    channels: fields of each channel mixer's Config, by its name.
+    vocab: `name` of a file in arch/vocab, `size`, and fields of its Config.
+    dtype: compute dtype, float32 or bfloat16.
+    remat: "none", or "block" to recompute each block in the backward pass.
+    dropout: share of each block's output that training sets to zero.
+  """
+
+  dim: int
+  depth: int
+  length: int
+  pattern: tuple
+  vocab: Mapping
+  channel: str = "swiglu"
+  mixers: Mapping = dataclasses.field(default_factory=dict)
+  channels: Mapping = dataclasses.field(default_factory=dict)
+  dtype: str = "float32"
+  remat: str = "none"
+  dropout: float = 0.0
+
+  def __post_init__(self):
+    for name in ("dim", "depth", "length"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be positive")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"dtype={self.dtype!r}: float32 or bfloat16")
+    if self.remat not in ("none", "block"):
+      raise ValueError(f"remat={self.remat!r}: none or block")
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
+    for axis in ("mixers", "channels"):
+      for name in getattr(self, axis):
+        find(axis, name)
+
+  @property
+  def common(self):
+    """What every mixer and channel mixer is told."""
+    return dict(
+      dim=self.dim, depth=self.depth, length=self.length, dtype=self.dtype
+    )
+
+
+def build(cfg: Mapping, *, rngs: nnx.Rngs) -> "LM":
+  """The model that a config's `model` describes."""
+  return LM(configure(Config, "model", **dict(cfg)), rngs=rngs)
+
+
+class LM(nnx.Module):
+  def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
+    places = expand(cfg.pattern, cfg.depth, cfg.channel)
+    self.length, self.remat = cfg.length, cfg.remat
+    vocab = dict(cfg.vocab)
+    name = vocab.pop("name")
+    module = find("vocab", name)
+    vocab = configure(
+      module.Config, f"vocabulary {name}", dim=cfg.dim, dtype=cfg.dtype, **vocab
+    )
+    self.vocab = module.Vocab(vocab, rngs=rngs)
+
+    first = {}
+    for layer, place in enumerate(places):
+      if place.share and place.share not in first:
+        first[place.share] = place
+        block = Block(place, cfg, layer=jnp.int32(layer), rngs=rngs)
+        setattr(self, f"shared_{place.share}", block)
+      elif place.share and place != first[place.share]:
+        raise ValueError(
+          f"places that share {place.share!r} must be equal: {place} is not "
+          f"{first[place.share]}"
+        )
+    self.shares = tuple(first)
+
+    start = 0
+    self.repeats = ()
+    for i, (n, period) in enumerate(stacks(places)):
+      keys = jax.random.split(rngs.params(), n)
+      layers = start + len(period) * jnp.arange(n, dtype=jnp.int32)
+      setattr(self, f"stack_{i}", stacked(period, cfg, keys, layers))
+      self.repeats += (n,)
+      start += n * len(period)
+    self.norm = RMSNorm(cfg.dim)
+    self.streams = self._streams(places)
+
+  @staticmethod
+  def _streams(places):
+    keys = {
+      key
+      for place in places
+      for name in place.mixers
+      for key in find("mixers", name).Config.stream
+    }
+    return tuple(sorted(keys))
+
+  @property
+  def shared(self):
+    return {name: getattr(self, f"shared_{name}") for name in self.shares}
+
+  def init_state(self, batch: int, length: int | None = None):
+    """A fresh state; a ring of `length` keys where memory is not fixed."""
+
+    def stack_state(stack):
+      return stack.init_state(self.shared, batch, length)
+
+    return {
+      f"stack_{i}": jax.vmap(stack_state, axis_size=n)(
+        getattr(self, f"stack_{i}")
+      )
+      for i, n in enumerate(self.repeats)
+    }
+
+  def features(self, tokens, reset=None, state=None, *, key=None):
+    """What the readout sees.
+
+    Args:
+      tokens: B T int32.
+      reset: B T bool, True at a document's first token, or None.
+      state: what an earlier call returned, or None for a fresh start.
+      key: for dropout; None for none.
+
+    Returns:
+      x B T D; the state after the last token; aux, a dict of `loss` (to be
+      added to the training loss), `statistics` (means over the layers) and
+      `next` (new values of the Buffers, nested as they are in the model).
+    """
+    with jax.named_scope("vocab"):
+      x = self.vocab.embed(tokens)
+    return self.mix(x, reset, state, key=key)
+
+  def mix(self, x, reset=None, state=None, *, key=None):
+    """As `features`, from the embedded tokens x, B T D."""
+    stream = {
+      name: x if name == "embedding" else jnp.zeros_like(x)
+      for name in self.streams
+    }
+    new, aux = {}, {}
+    shared = self.shared
+
+    def run(block, *args):
+      return block(*args)
+
+    if self.remat == "block":
+      run = jax.checkpoint(run)
+
+    def body(carry, xs):
+      x, stream = carry
+      stack, state, i = xs
+      k = None if key is None else jax.random.fold_in(key, i)
+      x, stream, state, aux = stack(x, stream, reset, state, k, shared, run)
+      return (x, stream), (state, aux)
+
+    layer = 0
+    for i, n in enumerate(self.repeats):
+      name = f"stack_{i}"
+      xs = (
+        getattr(self, name),
+        None if state is None else state[name],
+        layer + jnp.arange(n),
+      )
+      layer += n
+      if n == 1 or (jax.default_backend() == "cpu" and n <= UNROLL):
+        carry, ys = (x, stream), []
+        for part in unstack(xs, n):
+          carry, y = body(carry, part)
+          ys.append(y)
+        (x, stream), (new[name], aux[name]) = carry, restack(ys)
+      else:
+        (x, stream), (new[name], aux[name]) = jax.lax.scan(
+          body, (x, stream), xs
+        )
+    return self.norm(x), new, self._collect(aux)
+
+  def _collect(self, aux):
+    """One dict from the stacked dicts of every channel mixer."""
+    loss, statistics, new = jnp.float32(0), {}, {}
+    shared = {}
+    for i in range(len(self.repeats)):
+      name = f"stack_{i}"
+      for j, place in enumerate(getattr(self, name).places):
+        block = f"block_{j}"
+        own = dict(aux[name][block])
+        loss += jnp.sum(own.pop("loss", jnp.float32(0)))
+        after = own.pop("next", {})
+        if after and place.share:
+          shared.setdefault(place.share, []).append(after)
+        elif after:
+          new.setdefault(name, {})[block] = {"channel": after}
+        for key, value in own.items():
+          statistics.setdefault(key, []).append(jnp.mean(value))
+    for name, several in shared.items():
+      # every place that shares a buffer proposes a value: their mean is taken
+      mean = jax.tree.map(lambda *a: jnp.mean(jnp.concatenate(a), 0), *several)
+      new[f"shared_{name}"] = {"channel": mean}
+    statistics = {k: sum(v) / len(v) for k, v in statistics.items()}
+    return {"loss": loss, "statistics": statistics, "next": new}
+
+  def __call__(self, tokens, reset=None, state=None):
+    """Logits B T V in float32, and the carried state."""
+    x, state, _ = self.features(tokens, reset, state)
+    with jax.named_scope("vocab"):
+      return self.vocab.logits(x), state
+
+  def loss(self, tokens, targets, weights, reset=None, *, key=None):
+    """Mean nats a weighted position, and aux; B T V is never built."""
+    x, _, aux = self.features(tokens, reset, key=key)
+    with jax.named_scope("vocab"):
+      return self.vocab.loss(x, targets, weights), aux
+
+
+def unstack(tree, n: int):
+  """n trees from one with a leading axis n; the gradient is one copy."""
+  leaves, structure = jax.tree.flatten(tree)
+  parts = [jax.lax.split(leaf, (1,) * n) for leaf in leaves]
+  return [
+    jax.tree.unflatten(structure, [jnp.squeeze(p[i], 0) for p in parts])
+    for i in range(n)
+  ]
+
+
+def restack(trees):
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def rngs(seed) -> nnx.Rngs:
+  """The random numbers of a seed, which may be traced."""
+  return nnx.Rngs(jax.random.key(seed))
+
+
+def pure(model) -> tuple[dict, dict]:
+  """Parameters and buffers as nested dicts of arrays."""
+  _, params, buffers, _ = nnx.split(model, nnx.Param, Buffer, ...)
+  return nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
+
+
+def fill(model, params: dict, buffers: dict):
+  """A model like `model` (which may be abstract) that holds these arrays."""
+  graph, own_params, own_buffers, rest = nnx.split(
+    model, nnx.Param, Buffer, ...
+  )
+  nnx.replace_by_pure_dict(own_params, params)
+  nnx.replace_by_pure_dict(own_buffers, buffers)
+  return nnx.merge(graph, own_params, own_buffers, rest)
+
+
+def split(model):
+  """The model's structure, and its arrays as one pytree for jax.jit."""
+  return nnx.split(model)
+
+
+def join(graph, arrays):
+  return nnx.merge(graph, arrays)
+
+
+def abstract(cfg: Mapping) -> LM:
+  """The model with shapes in place of arrays."""
+  return nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0)))
+
+
+def roles(model) -> dict:
+  """The role of every parameter, nested as in `pure`."""
+  params = nnx.state(model, nnx.Param)
+  flat = {path: type(p).__name__ for path, p in nnx.to_flat_state(params)}
+  nested = {}
+  for path, role in flat.items():
+    inner = nested
+    for part in path[:-1]:
+      inner = inner.setdefault(part, {})
+    inner[path[-1]] = role
+  return nested

@@ -1,0 +1,102 @@
+"""Mamba: a diagonal state of N numbers a channel under an input-dependent step;
+a whole block.
+
+  x, z = u W_in;  x = silu(conv(x));  r, B, C = x W_x
+  dt = softplus(r W_dt + dt_bias),  A = -exp(A_log)
+  h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t
+  out = (y silu(z)) W_out
+
+Gu and Dao 2023, https://arxiv.org/abs/2312.00752, algorithm 2 and section 3.4;
+parameters and their start as state-spaces/mamba, modules/mamba_simple.py, and
+models/mixer_seq_simple.py for W_out / sqrt(depth). A config pairs it with
+channel="none".
+
+B batch  T time  D width  E inner width  R rank of the step  N state
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+from arch.recurrence import diagonal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    state: N, numbers a channel remembers.
+    expand: inner width over dim.
+    rank: R, of the map that makes the step; None for dim / 16, rounded up.
+    conv: taps of the short convolution.
+  """
+
+  state: int = 16
+  expand: int = 2
+  rank: int | None = None
+  conv: int = 4
+
+  def __post_init__(self):
+    for name in ("state", "expand", "conv", "step_rank"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"mamba: {name}={getattr(self, name)} must be at least 1"
+        )
+
+  @property
+  def inner(self):
+    return self.expand * self.dim
+
+  @property
+  def step_rank(self):
+    return math.ceil(self.dim / 16) if self.rank is None else self.rank
+
+
+def dt_bias(key, shape):
+  """softplus(dt_bias) is log-uniform in [1e-3, 1e-1]."""
+  low, high = math.log(1e-3), math.log(1e-1)
+  dt = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+  return dt + jnp.log(-jnp.expm1(-dt))
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    E, N, R = cfg.inner, cfg.state, cfg.step_rank
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    uniform = layers.uniform_fan_in()
+    self.in_proj = layers.Linear(cfg.dim, 2 * E, init=uniform, **kw)
+    self.conv = layers.ShortConv(E, cfg.conv, **kw)
+    self.x_proj = layers.Linear(E, R + 2 * N, init=uniform, **kw)
+    self.dt_proj = layers.Linear(R, E, init=uniform, **kw)
+    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (E,)))
+    A = jnp.broadcast_to(jnp.arange(1.0, N + 1)[None], (E, N))
+    self.A_log = layers.Gate(jnp.log(A))
+    self.D = layers.Gate(jnp.ones(E))
+    residual = layers.uniform_fan_in(cfg.depth**-0.5)
+    self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
+
+  def init_state(self, batch, length=None):
+    shape = (batch, self.cfg.inner, self.cfg.state)
+    return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
+
+  def __call__(self, u, reset, state):
+    R, N = self.cfg.step_rank, self.cfg.state
+    state = state or {"conv": None, "ssm": None}
+
+    x, z = jnp.split(self.in_proj(u), 2, -1)
+    x, conv = self.conv(x, reset, state["conv"])
+    x = jax.nn.silu(x)
+    r, b, c = jnp.split(self.x_proj(x), (R, R + N), -1)
+    dt = self.dt_proj(r).astype(jnp.float32) + self.dt_bias[...][None, None]
+    dt = jax.nn.softplus(dt)  # B T E
+    A = -jnp.exp(self.A_log[...])
+    x, z = x.astype(jnp.float32), z.astype(jnp.float32)
+    b, c = b.astype(jnp.float32), c.astype(jnp.float32)
+    y, ssm = diagonal.selective(x, dt, A, b, c, reset, state["ssm"])
+    y = (y + self.D[...][None, None] * x) * jax.nn.silu(z)
+    return self.out_proj(y), {"conv": conv, "ssm": ssm}

@@ -1,0 +1,109 @@
+"""Mamba-2: a matrix state a head under one input-dependent decay; a whole block.
+
+  z, xBC, dt = u W_in;  x, B, C = silu(conv(xBC))
+  dt = softplus(dt + dt_bias)
+  S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t x_t)^T,  y_t = S_t^T C_t + D x_t
+  out = norm(y silu(z)) W_out
+
+Dao and Gu 2024, https://arxiv.org/abs/2405.21060, eq. 1 with the scalar decay of
+section 2.4, the block of section 7.1; parameters and their start as
+state-spaces/mamba, modules/mamba2.py. One pair B, C serves H / G heads, and the
+norm is over their E / G outputs. A config pairs it with channel="none".
+
+B batch  T time  D width  E inner width  H heads  P head width  N state  G groups
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+from arch.mixers.mamba import dt_bias
+from arch.recurrence import gated
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    state: N, the rows of a head's state.
+    head: P, the width of a head and the columns of its state.
+    expand: inner width over dim.
+    groups: G, pairs of B and C, each for as many heads.
+    conv: taps of the short convolution.
+  """
+
+  state: int = 128
+  head: int = 64
+  expand: int = 2
+  groups: int = 1
+  conv: int = 4
+
+  def __post_init__(self):
+    if self.state < 1 or self.conv < 1:
+      raise ValueError(
+        f"mamba2: state={self.state} and conv={self.conv} must be at least 1"
+      )
+    self.divide("heads", "groups")
+
+  @property
+  def inner(self):
+    return self.expand * self.dim
+
+  @property
+  def heads(self):
+    return self.divide("inner", "head")
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    E, H, GN = cfg.inner, cfg.heads, cfg.groups * cfg.state
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    uniform = layers.uniform_fan_in()
+    self.in_proj = layers.Linear(
+      cfg.dim, 2 * E + 2 * GN + H, init=uniform, **kw
+    )
+    self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, **kw)
+    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
+    self.A_log = layers.Gate(
+      jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1, maxval=16))
+    )
+    self.D = layers.Gate(jnp.ones(H))
+    self.norm = layers.Vector(jnp.ones(E))
+    residual = layers.uniform_fan_in(cfg.depth**-0.5)
+    self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
+
+  def init_state(self, batch, length=None):
+    cfg = self.cfg
+    shape = (batch, cfg.heads, cfg.state, cfg.head)
+    return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
+
+  def __call__(self, u, reset, state):
+    cfg = self.cfg
+    B, T, _ = u.shape
+    E, G, H = cfg.inner, cfg.groups, cfg.heads
+    GN = G * cfg.state
+    state = state or {"conv": None, "ssm": None}
+
+    zxbcdt = self.in_proj(u)
+    z, xbc, dt = jnp.split(zxbcdt, (E, 2 * E + 2 * GN), -1)
+    xbc, conv = self.conv(xbc, reset, state["conv"])
+    x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
+    x = x.reshape(B, T, H, cfg.head)
+    b, c = (t.reshape(B, T, G, cfg.state) for t in (b, c))
+    dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]
+    dt = jax.nn.softplus(dt)  # B T H
+    g = -jnp.exp(self.A_log[...])[None, None] * dt
+    v = x * dt[..., None].astype(x.dtype)
+    y, ssm = gated.chunked(c, b, v, g, reset, state["ssm"])
+    y = y.astype(jnp.float32) + self.D[...][None, None, :, None] * x.astype(
+      jnp.float32
+    )
+    y = y.reshape(B, T, E) * jax.nn.silu(z.astype(jnp.float32))
+    y = y.reshape(B, T, G, E // G)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
+    y = y.reshape(B, T, E) * self.norm[...][None, None]
+    return self.out_proj(y), {"conv": conv, "ssm": ssm}

@@ -1,0 +1,119 @@
+"""S4D: a time-invariant diagonal state space model, N / 2 conjugate pairs a channel.
+
+  A = -exp(log_A_real) + i A_imag,  dt = exp(log_dt)
+  h_t = exp(dt A) h_{t-1} + u_t,   C' = C (exp(dt A) - 1) / A     zero-order hold
+  y_t = 2 Re(C' h_t) + D u_t
+  out = GLU(gelu(y) W_out + b_out),  GLU(p, q) = p sigmoid(q)
+
+Gu, Gupta, Goel and Re 2022, https://arxiv.org/abs/2206.11893, eq. 1, 3 and 7, B = 1
+inside C; starts of A from its section 4, all with real part -1/2 and n = 0 ... N / 2 - 1:
+
+  lin   i pi n
+  inv   i N / pi (N / (2 n + 1) - 1)
+  legs  eigenvalues of the normal part of HiPPO-LegS
+
+The rest as state-spaces/s4, models/s4/s4d.py: C and D normal, dt log-uniform in
+[1e-3, 1e-1], torch.nn.Linear's start in W_out and b_out.
+
+B batch  T time  D width  M pairs, N / 2
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from arch import layers
+from arch.recurrence import diagonal
+
+
+def lin(N):
+  return np.pi * np.arange(N // 2)
+
+
+def inv(N):
+  return N / np.pi * (N / (2 * np.arange(N // 2) + 1) - 1)
+
+
+def legs(N):
+  """HiPPO-LegS plus its rank-one part is skew but for -1/2 on the diagonal."""
+  p = np.sqrt(np.arange(N) + 0.5)
+  skew = np.tril(np.outer(p, p), -1)
+  return np.sort(np.linalg.eigvalsh(1j * (skew - skew.T)))[N // 2 :]
+
+
+STARTS = {"lin": lin, "inv": inv, "legs": legs}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    state: N, real numbers a channel remembers; even.
+    start: where the imaginary parts of A start: lin, inv or legs.
+  """
+
+  state: int = 64
+  start: str = "lin"
+
+  def __post_init__(self):
+    if self.state < 2 or self.state % 2:
+      raise ValueError(
+        f"s4d: state={self.state} must be even and at least 2: it holds pairs"
+      )
+    if self.start not in STARTS:
+      hint = layers.closest(self.start, STARTS)
+      raise ValueError(f"s4d: unknown start={self.start!r}: {hint}")
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    D, M = cfg.dim, cfg.state // 2
+    low, high = math.log(1e-3), math.log(1e-1)
+    log_dt = jax.random.uniform(rngs.params(), (D,), minval=low, maxval=high)
+    self.log_dt = layers.Gate(log_dt)
+    self.log_A_real = layers.Gate(jnp.full((D, M), math.log(0.5)))
+    imag = jnp.asarray(STARTS[cfg.start](cfg.state), jnp.float32)
+    self.A_imag = layers.Gate(jnp.broadcast_to(imag[None], (D, M)))
+    # a complex normal of variance 1
+    C = jax.random.normal(rngs.params(), (2, D, M)) * 0.5**0.5
+    self.C = layers.Vector(C)
+    self.D = layers.Gate(jax.random.normal(rngs.params(), (D,)))
+    self.out_proj = layers.Linear(
+      D,
+      2 * D,
+      dtype=cfg.compute,
+      rngs=rngs,
+      bias=True,
+      init=layers.uniform_fan_in(),
+    )
+    b = D**-0.5
+    bias = jax.random.uniform(rngs.params(), (2 * D,), minval=-b, maxval=b)
+    self.out_proj.bias = layers.Vector(bias)
+
+  def init_state(self, batch, length=None):
+    zero = jnp.zeros((batch, self.cfg.dim, self.cfg.state // 2))
+    return {"ssm": (zero, zero)}
+
+  def __call__(self, u, reset, state):
+    dt = jnp.exp(self.log_dt[...])[:, None]
+    real, imag = -jnp.exp(self.log_A_real[...]), self.A_imag[...]
+    x, angle = dt * real, dt * imag
+    # (exp(x + i angle) - 1) / A, without loss of digits for small steps
+    p = jnp.expm1(x) * jnp.cos(angle) - 2 * jnp.sin(angle / 2) ** 2
+    q = jnp.exp(x) * jnp.sin(angle)
+    size = real**2 + imag**2
+    p, q = (p * real + q * imag) / size, (q * real - p * imag) / size
+    c, d = self.C[...]
+    c, d = 2 * (c * p - d * q), 2 * (c * q + d * p)
+    wide = u.astype(jnp.float32)
+    ssm = None if state is None else state["ssm"]
+    y, ssm = diagonal.convolve(wide, x, angle, c, d, reset, ssm)
+    y = y + self.D[...][None, None] * wide
+    y = jax.nn.gelu(y, approximate=False)
+    a, b = jnp.split(self.out_proj(y), 2, -1)
+    return a * jax.nn.sigmoid(b), {"ssm": ssm}

@@ -1,0 +1,331 @@
+"""Diagonal recurrences: h_t = a_t h_{t-1} + b_t, one number a channel at a time.
+
+Five functions, each (outputs, state) with `reset` B T bool, True at a first
+token, or None, and `state` as returned, or None for zeros; all in float32:
+
+  scan        a real, of either sign, given as the multiplier: 0 and 1 are
+              ordinary values. S5, RG-LRU, minGRU, minLSTM, HGRN.
+  scan_pair   a = exp(log_modulus + i angle) on pairs (re, im). LRU.
+  selective   h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,  y_t = C_t . h_t
+              D x N numbers; B T D N never exists. Mamba (Gu and Dao 2023,
+              arXiv 2312.00752, algorithm 2).
+  convolve    h_t = a h_{t-1} + x_t,  y_t = Re(c . h_t), a and c constant in t,
+              N pairs a channel. S4D (Gu et al. 2022, arXiv 2206.11893, eq. 6).
+
+A plain scan over T beats associative and blocked scans on CPU; its gradient is
+the same scan backwards, written out so that only a and h are kept. `convolve`
+is a matrix product in chunks, with h carried between them.
+
+B batch, T time, D width, N state, C chunk, M chunks (a chunk of each of B).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from arch.recurrence import chunks
+
+
+def reference(a, b, reset=None, state=None):
+  a = chunks.where_reset(reset, 0, jnp.broadcast_to(a, b.shape))
+
+  def step(h, ab):
+    h = ab[0] * h + ab[1]
+    return h, h
+
+  h = jnp.zeros_like(b[:, 0]) if state is None else state
+  h, out = jax.lax.scan(step, h, (a.swapaxes(0, 1), b.swapaxes(0, 1)))
+  return out.swapaxes(0, 1), h
+
+
+def scan(a, b, reset=None, state=None):
+  """a: B T D or 1 1 D, b: B T D float32 -> h: B T D, state: B D."""
+  state = None if state is None else (state,)
+  (h,), (state,) = run((a,), (b,), reset, state)
+  return h, state
+
+
+def reference_pair(log_modulus, angle, b_re, b_im, reset=None, state=None):
+  a = jnp.exp(log_modulus + 1j * angle)
+  state = None if state is None else state[0] + 1j * state[1]
+  h, state = reference(a, b_re + 1j * b_im, reset, state)
+  return (h.real, h.imag), (state.real, state.imag)
+
+
+def scan_pair(log_modulus, angle, b_re, b_im, reset=None, state=None):
+  """As `scan`; log_modulus <= 0, angle in radians; h and state are pairs."""
+  return run(polar(log_modulus, angle), (b_re, b_im), reset, state)
+
+
+def polar(log_modulus, angle):
+  modulus = jnp.exp(log_modulus)
+  return modulus * jnp.cos(angle), modulus * jnp.sin(angle)
+
+
+def run(a, b, reset, state):
+  if state is None:
+    state = jax.tree.map(lambda x: jnp.zeros_like(x[:, 0]), b)
+  a = (jnp.broadcast_to(x, b[0].shape) for x in a)
+  a = tuple(chunks.where_reset(reset, 0, x).swapaxes(0, 1) for x in a)
+  h = linear(a, tuple(x.swapaxes(0, 1) for x in b), state)
+  return tuple(x.swapaxes(0, 1) for x in h), tuple(x[-1] for x in h)
+
+
+def times(x, y):
+  """The product of two reals (x,) or two complex numbers (re, im)."""
+  if len(x) == 1:
+    return (x[0] * y[0],)
+  return x[0] * y[0] - x[1] * y[1], x[0] * y[1] + x[1] * y[0]
+
+
+def plus(x, y):
+  return tuple(p + q for p, q in zip(x, y, strict=True))
+
+
+def conjugate(x):
+  return (x[0], *(-y for y in x[1:]))
+
+
+@jax.custom_vjp
+def linear(a, b, h):
+  """All h_t of a_t, b_t: T B D, in tuples as `times` takes them."""
+
+  def step(h, ab):
+    h = plus(times(ab[0], h), ab[1])
+    return h, h
+
+  return jax.lax.scan(step, h, (a, b))[1]
+
+
+def linear_forward(a, b, start):
+  h = linear(a, b, start)
+  return h, (a, h, start)
+
+
+def linear_backward(saved, dh):
+  a, h, start = saved
+  a = conjugate(a)
+
+  def step(later, x):
+    a, d = x
+    d = plus(d, later)
+    return times(a, d), d
+
+  zero = jax.tree.map(jnp.zeros_like, start)
+  dstart, db = jax.lax.scan(step, zero, (a, dh), reverse=True)
+  past = jax.tree.map(lambda s, x: jnp.concatenate([s[None], x[:-1]]), start, h)
+  return times(conjugate(past), db), db, dstart
+
+
+linear.defvjp(linear_forward, linear_backward)
+
+
+def reference_selective(x, dt, A, b, c, reset=None, state=None):
+  a = jnp.exp(jnp.einsum("btd,dn->btdn", dt, A))
+  b = jnp.einsum("btd,btn->btdn", dt * x, b)
+  h, state = reference(a, b, reset, state)
+  return jnp.einsum("btdn,btn->btd", h, c), state
+
+
+def selective(x, dt, A, b, c, reset=None, state=None, chunk=16):
+  """x, dt: B T D, A: D N <= 0, b, c: B T N -> y: B T D, state: B D N.
+
+  A chunk's states exist one chunk at a time, forwards and backwards; between
+  the two passes only the states at the chunks' starts are kept.
+  """
+  B, T, D = x.shape
+  N = A.shape[1]
+  C = min(chunk, T)
+  if state is None:
+    state = jnp.zeros((B, D, N), x.dtype)
+  keep = jnp.ones((B, T), x.dtype)
+  keep = chunks.where_reset(reset, 0, keep)
+  xs = (x, dt, b, c, keep[..., None])
+  xs = (jnp.pad(z, ((0, 0), (0, -T % C), (0, 0))) for z in xs)
+  xs = [z.swapaxes(0, 1).reshape(-1, C, B, z.shape[2]) for z in xs]
+  # padding has dt = 0: its decay is 1, if it is kept
+  xs[4] = (
+    xs[4]
+    .at[-1]
+    .add((jnp.arange(C) >= C - -T % C).astype(x.dtype)[:, None, None])
+  )
+  y, h = select(*xs[:2], A.T, *xs[2:], state.swapaxes(1, 2))
+  return y.reshape(-1, B, D)[:T].swapaxes(0, 1), h.swapaxes(1, 2)
+
+
+@jax.custom_vjp
+def select(x, dt, A, b, c, keep, h):
+  return select_forward(x, dt, A, b, c, keep, h)[0]
+
+
+def expand(A, x, dt, b, keep):
+  """a and b of one chunk, C B N D: D last, where sums over N are fast."""
+  a = jnp.exp(dt[:, :, None] * A[None, None]) * keep[..., None]
+  return a, b[..., None] * (dt * x)[:, :, None]
+
+
+def select_forward(x, dt, A, b, c, keep, h):
+  def step(start, z):
+    x, dt, b, c, keep = z
+    (h,) = linear(*((t,) for t in expand(A, x, dt, b, keep)), (start,))
+    return h[-1], (jnp.einsum("tbnd,tbn->tbd", h, c), start)
+
+  h, (y, starts) = jax.lax.scan(step, h, (x, dt, b, c, keep))
+  return (y, h), (x, dt, A, b, c, keep, starts)
+
+
+def select_backward(saved, ct):
+  x, dt, A, b, c, keep, starts = saved
+  dy, dh = ct
+
+  def step(carry, z):
+    later, dA = carry
+    x, dt, b, c, keep, start, dy = z
+    a, bx = expand(A, x, dt, b, keep)
+    (h,) = linear((a,), (bx,), (start,))
+
+    def back(later, z):
+      a, c, dy = z
+      d = later + c[..., None] * dy[:, None]
+      return a * d, d
+
+    later, d = jax.lax.scan(back, later, (a, c, dy), reverse=True)
+    dlog = d * (h - bx)
+    dbx = jnp.einsum("tbnd,tbn->tbd", d, b)
+    ddt = (dlog * A[None, None]).sum(2) + dbx * x
+    dA += (dlog * dt[:, :, None]).sum((0, 1))
+    db = jnp.einsum("tbnd,tbd->tbn", d, dt * x)
+    dc = jnp.einsum("tbnd,tbd->tbn", h, dy)
+    return (later, dA), (dbx * dt, ddt, db, dc)
+
+  carry = dh, jnp.zeros_like(A)
+  xs = (x, dt, b, c, keep, starts, dy)
+  (dh, dA), (dx, ddt, db, dc) = jax.lax.scan(step, carry, xs, reverse=True)
+  return dx, ddt, dA, db, dc, jnp.zeros_like(keep), dh
+
+
+select.defvjp(select_forward, select_backward)
+
+
+def reference_convolve(
+  x, log_modulus, angle, c_re, c_im, reset=None, state=None
+):
+  B, T, D = x.shape
+  N = angle.shape[1]
+  a = (t.reshape(1, 1, D * N) for t in (log_modulus, angle))
+  b = jnp.repeat(x, N, axis=2)
+  if state is not None:
+    state = tuple(t.reshape(B, D * N) for t in state)
+  h, state = reference_pair(*a, b, jnp.zeros_like(b), reset, state)
+  re, im = (t.reshape(B, T, D, N) for t in h)
+  y = (re * c_re[None, None] - im * c_im[None, None]).sum(-1)
+  return y, tuple(t.reshape(B, D, N) for t in state)
+
+
+def convolve(
+  x, log_modulus, angle, c_re, c_im, reset=None, state=None, chunk=64
+):
+  """x: B T D; the rest D N -> y: B T D, state: (re, im), each B D N.
+
+  In a chunk y is x times the Toeplitz matrix of the kernel Re(c a^i).
+  """
+  B, T, D = x.shape
+  N = angle.shape[1]
+  C = chunks.size(T, chunk)
+  n = -(-T // C)
+  M, pad = n * B, n * C - T
+  if state is None:
+    state = (jnp.zeros((B, D, N), x.dtype),) * 2
+  state = tuple(h.transpose(1, 2, 0) for h in state)
+  a = tuple(t[..., None] for t in polar(log_modulus, angle))
+  c = c_re[..., None], c_im[..., None]
+  power = powers(a, C)  # a^0 ... a^(C - 1): D N C
+  later = times(a, power)
+
+  def by_chunk(x):
+    x = jnp.pad(x, ((0, 0), (0, pad), (0, 0)))
+    return x.reshape(B, n, C, -1).transpose(3, 2, 1, 0).reshape(-1, C, M)
+
+  x = by_chunk(x)
+  matrix = toeplitz(times(c, power)[0].sum(1))
+  if reset is None:
+    first = last = jnp.ones((1, C, M), x.dtype)
+    y = jnp.einsum("dji,djm->dim", matrix, x)
+  else:
+    segment = jnp.cumsum(by_chunk(reset[..., None]), axis=1)
+    first = (segment == 0).astype(x.dtype)
+    last = (segment == segment[:, -1:]).astype(x.dtype)
+    y = segmented(matrix, x, segment)
+  # the last token of the last chunk may be padding: move it to the front
+  x *= last
+  x = jnp.concatenate([x[..., :-B], jnp.roll(x[..., -B:], pad, 1)], axis=2)
+  write = jnp.concatenate(power, axis=1)[..., ::-1]
+  add = jnp.einsum("dnc,dcm->dnm", write, x)
+  add = add.reshape(D, 2 * N, n, B).transpose(2, 0, 1, 3)
+  passed = first[0, -1].reshape(n, 1, 1, B)
+
+  def step(h, z, a):
+    add, passed = z
+    h = (passed * t for t in times(a, h))
+    return plus(tuple(h), (add[:, :N], add[:, N:]))
+
+  whole = tuple(t[..., -1:] for t in later)
+  part = tuple(t[..., C - pad - 1, None] for t in later)
+  body = lambda h, z: (step(h, z, whole), jnp.concatenate(h, axis=1))
+  h, past = jax.lax.scan(body, state, (add[:-1], passed[:-1]))
+  past = jnp.concatenate([past, jnp.concatenate(h, axis=1)[None]])
+  past = past.transpose(1, 2, 0, 3).reshape(D, 2 * N, M)
+  state = step(h, (add[-1], passed[-1]), part)
+  read = jnp.concatenate(conjugate(times(c, later)), axis=1)
+  y += first * jnp.einsum("dnc,dnm->dcm", read, past)
+  y = y.reshape(D, C, n, B).transpose(3, 2, 1, 0).reshape(B, n * C, D)
+  return y[:, :T], tuple(h.transpose(2, 0, 1) for h in state)
+
+
+def powers(a, count):
+  """a^0 ... a^(count - 1) on the last axis, by doubling. a: D N 1."""
+  p = jnp.ones_like(a[0]), jnp.zeros_like(a[1])
+  while p[0].shape[-1] < count:
+    p = tuple(map(lambda *x: jnp.concatenate(x, -1), p, times(p, a)))
+    a = times(a, a)
+  return p
+
+
+def toeplitz(kernel):
+  """D C -> D C C, [j, i] = kernel[i - j], 0 for i < j."""
+  D, C = kernel.shape
+  ring = jnp.pad(kernel, ((0, 0), (0, C)))
+  ring = jnp.broadcast_to(ring[:, None], (D, C, 2 * C)).reshape(D, -1)
+  # rows one shorter than the ring start one earlier in it each
+  return ring[:, : C * (2 * C - 1)].reshape(D, C, 2 * C - 1)[..., :C]
+
+
+@jax.custom_vjp
+def segmented(matrix, x, segment):
+  """matrix^T x inside each segment of a chunk: as many passes as segments."""
+
+  def step(s, y):
+    keep = (segment == s).astype(x.dtype)
+    return y + keep * jnp.einsum("dji,djm->dim", matrix, keep * x)
+
+  return jax.lax.fori_loop(0, segment.max() + 1, step, jnp.zeros_like(x))
+
+
+def segmented_forward(matrix, x, segment):
+  return segmented(matrix, x, segment), (matrix, x, segment)
+
+
+def segmented_backward(saved, dy):
+  matrix, x, segment = saved
+
+  def step(s, d):
+    dmatrix, dx = d
+    keep = (segment == s).astype(x.dtype)
+    dmatrix += jnp.einsum("djm,dim->dji", keep * x, keep * dy)
+    dx += keep * jnp.einsum("dji,dim->djm", matrix, keep * dy)
+    return dmatrix, dx
+
+  zero = jnp.zeros_like(matrix), jnp.zeros_like(x)
+  return *jax.lax.fori_loop(0, segment.max() + 1, step, zero), None
+
+
+segmented.defvjp(segmented_forward, segmented_backward)

@@ -1,0 +1,86 @@
+"""A row per symbol in, a row per symbol out.
+
+  embed(t) = E_t,  logits(x) = x R^T;  tied: R is E without the start symbol
+
+B batch  T time  D width  V symbols  C positions in a chunk
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import losses
+from arch.layers import Embedding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Raises ValueError for fewer than two symbols.
+
+  Attributes:
+    dim: width of the residual stream.
+    size: symbols; `size` itself is the start symbol, never a target.
+    tied: whether the readout is the embedding.  Not by default: among 256
+      bytes the second table is small, and it leaves the loss at the start
+      near ln V however little the blocks add to the embedding.
+    dtype: compute dtype; logits are float32.
+  """
+
+  dim: int
+  size: int
+  tied: bool = False
+  dtype: str = "float32"
+
+  def __post_init__(self):
+    if self.size < 2:
+      raise ValueError(f"vocabulary full: size={self.size}, needs 2 or more")
+
+
+def read(table, x):
+  """C V logits in float32 from C D and V D."""
+  return jnp.einsum(
+    "cd,vd->cv", x, table.astype(x.dtype), preferred_element_type=jnp.float32
+  )
+
+
+class Vocab(nnx.Module):
+  read = staticmethod(read)
+
+  def __init__(self, cfg, *, rngs):
+    self.cfg = cfg
+    # x is of unit size, so where it only holds its own symbol's row, tied,
+    # that symbol's logit is std * dim: this keeps it at 1.
+    std = min(0.02, 1 / cfg.dim) if cfg.tied else 0.02
+    init = nnx.initializers.normal(std)
+    self.embedding = Embedding(init(rngs.params(), (cfg.size + 1, cfg.dim)))
+    if not cfg.tied:
+      self.readout = Embedding(init(rngs.params(), (cfg.size, cfg.dim)))
+
+  @property
+  def table(self):
+    if self.cfg.tied:
+      return self.embedding[...][: self.cfg.size]
+    return self.readout[...]
+
+  @property
+  def params(self):
+    """What `read` reads."""
+    return self.table
+
+  def embed(self, tokens):
+    """B T D in the compute dtype; NaN for a token that does not exist."""
+    rows = jnp.take(self.embedding[...], tokens, axis=0)
+    return rows.astype(self.cfg.dtype)
+
+  def logits(self, x):
+    B, T, D = x.shape
+    return self.read(self.params, x.reshape(B * T, D)).reshape(B, T, -1)
+
+  def loss(self, x, targets, weights):
+    chunk = losses.chunk_size(self.cfg.size)
+    return losses.mean_nll(self.read, self.params, x, targets, weights, chunk)
+
+  def score(self, x, targets):
+    chunk = losses.chunk_size(self.cfg.size)
+    return losses.score(self.read, self.params, x, targets, chunk)

@@ -1,0 +1,62 @@
+"""A short row per symbol, and a matrix between the rows and the stream.
+
+  embed(t) = E_t P,  logits(x) = (x Q) R^T;  tied: R is E without the start
+
+Lan et al. 2019, https://arxiv.org/abs/1909.11942, sec. 3.1: V D parameters
+become V K + K D. As there, the way out has a matrix of its own, tied or not.
+
+B batch  T time  D width  K rank  V symbols  C positions in a chunk
+"""
+
+import dataclasses
+
+from flax import nnx
+
+from arch.layers import Embedding, Matrix, fan_in
+from arch.vocab import full
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(full.Config):
+  """Raises ValueError for fewer than two symbols, or a rank below 1.
+
+  Attributes:
+    rank: width of a symbol's row.
+    tied: whether the readout's rows are the embedding's. By default, since
+      the table is what this saves; P and Q differ, so the start is safe.
+  """
+
+  rank: int
+  tied: bool = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.rank < 1:
+      raise ValueError(f"vocabulary lowrank: rank={self.rank}, needs 1 or more")
+
+
+def read(params, x):
+  """C V logits in float32 from C D."""
+  narrow, table = params
+  return full.read(table, x @ narrow.astype(x.dtype))
+
+
+class Vocab(full.Vocab):
+  read = staticmethod(read)
+
+  def __init__(self, cfg, *, rngs):
+    self.cfg = cfg
+    rows, maps = nnx.initializers.normal(0.02), fan_in()
+    D, K, V = cfg.dim, cfg.rank, cfg.size
+    self.embedding = Embedding(rows(rngs.params(), (V + 1, K)))
+    self.widen = Matrix(maps(rngs.params(), (K, D)))
+    self.narrow = Matrix(maps(rngs.params(), (D, K)))
+    if not cfg.tied:
+      self.readout = Embedding(rows(rngs.params(), (V, K)))
+
+  @property
+  def params(self):
+    return self.narrow[...], self.table
+
+  def embed(self, tokens):
+    return super().embed(tokens) @ self.widen[...].astype(self.cfg.dtype)

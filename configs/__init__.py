@@ -1,0 +1,91 @@
+"""What every config starts from. `tiny` is for tests, `small` for
+comparisons, `full` as published."""
+
+import importlib
+import pkgutil
+
+import ml_collections
+
+from arch.layers import closest
+
+SIZES = ("tiny", "small", "full")
+
+
+def base_config(size: str = "small") -> ml_collections.ConfigDict:
+  """Everything but the pattern and the mixers' own fields.
+
+  Raises:
+    ValueError: for a size that is none of tiny, small, full.
+  """
+  if size not in SIZES:
+    raise ValueError(f"unknown size {size!r}: {', '.join(SIZES)}")
+  dim, depth, length = {
+    "tiny": (24, 3, 13),
+    "small": (128, 4, 256),
+    "full": (768, 12, 2048),
+  }[size]
+  c = ml_collections.ConfigDict()
+
+  c.train = ml_collections.ConfigDict()
+  c.train.steps = 1000
+  c.train.batch = 3 if size == "tiny" else 16
+  c.train.length = length
+  c.train.lr = 3e-3
+  c.train.seed = 0
+  c.train.optimizer = "adamw"
+  c.train.beta1 = 0.9
+  c.train.beta2 = 0.95
+  c.train.epsilon = 1e-8
+  c.train.momentum = 0.95  # Muon's
+  c.train.decay = 0.1  # of matrices
+  c.train.clip = 1.0  # global gradient norm; 0 for none
+  c.train.schedule = "cosine"
+  c.train.warmup = 50  # steps
+  c.train.final = 0.1  # share of the peak rate at the last step
+  c.train.cooldown = 0.2  # share of steps that wsd falls over
+  c.train.accumulate = 1  # microbatches a step
+  c.train.model_devices = 1  # that share one copy of the parameters
+  c.train.log_every = 10
+  c.train.eval_every = 250
+  c.train.eval_bytes = 65_536
+  c.train.save_every = 250
+  c.train.keep = 2  # last checkpoints kept, beside the best
+
+  c.model = ml_collections.ConfigDict()
+  c.model.dim = dim
+  c.model.depth = depth
+  c.model.length = c.train.get_ref("length")
+  c.model.pattern = ()
+  c.model.channel = "swiglu"
+  c.model.mixers = ml_collections.ConfigDict()
+  c.model.channels = ml_collections.ConfigDict()
+  c.model.vocab = ml_collections.ConfigDict()
+  c.model.vocab.name = "full"
+  c.model.vocab.size = 0  # 0: the data's own
+  c.model.dtype = "float32"
+  c.model.remat = "none"
+  c.model.dropout = 0.0
+
+  c.data = ml_collections.ConfigDict()
+  c.data.name = "stdlib"
+  c.data.tokenizer = "bytes"
+  c.data.vocab = 4096  # of the BPE
+
+  # the second size that launch.compare solves beside model.dim, and whether
+  # it grows with it
+  c.match = ml_collections.ConfigDict()
+  c.match.size = "model.channels.swiglu.width"
+  c.match.grows = True
+  return c
+
+
+def names() -> list[str]:
+  """The config files beside this one."""
+  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def load(name: str, size: str = "small") -> ml_collections.ConfigDict:
+  """The config of configs/<name>.py; ValueError names the closest ones."""
+  if name not in names():
+    raise ValueError(f"unknown architecture {name!r}: {closest(name, names())}")
+  return importlib.import_module(f"configs.{name}").get_config(size)

@@ -1,0 +1,21 @@
+"""Griffin: two recurrent blocks, then windowed attention."""
+
+from configs import base_config
+
+
+def get_config(size="small"):
+  c = base_config(size)
+  if size == "full":
+    c.model.dim, c.model.depth = 2560, 26
+  if size == "tiny":
+    c.model.depth = 5
+  c.model.pattern = ("rglru", "rglru", "attention")
+  c.model.mixers.attention = dict(
+    head={"tiny": 6, "small": 32, "full": 256}[size],
+    kv_heads=1,
+    window={"tiny": 5, "small": 64, "full": 2048}[size],
+  )
+  c.model.channels.swiglu = dict(
+    width={"tiny": 29, "small": 344, "full": 7680}[size]
+  )
+  return c.lock()

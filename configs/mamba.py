@@ -1,0 +1,14 @@
+"""Mamba: whole blocks, no channel mixer."""
+
+from configs import base_config
+
+
+def get_config(size="small"):
+  c = base_config(size)
+  if size == "full":
+    c.model.depth = 24
+  c.model.pattern = ("mamba",)
+  c.model.channel = "none"
+  c.model.mixers.mamba = dict(state={"tiny": 5, "small": 16, "full": 16}[size])
+  c.match = dict(size="model.mixers.mamba.state", grows=False)
+  return c.lock()

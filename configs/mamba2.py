@@ -1,0 +1,17 @@
+"""Mamba-2: whole blocks, no channel mixer."""
+
+from configs import base_config
+
+
+def get_config(size="small"):
+  c = base_config(size)
+  if size == "full":
+    c.model.depth = 24
+  c.model.pattern = ("mamba2",)
+  c.model.channel = "none"
+  c.model.mixers.mamba2 = dict(
+    state={"tiny": 7, "small": 64, "full": 128}[size],
+    head={"tiny": 6, "small": 32, "full": 64}[size],
+  )
+  c.match = dict(size="model.mixers.mamba2.state", grows=False)
+  return c.lock()

@@ -1,0 +1,136 @@
+"""How fast each architecture is on this machine. Not a test.
+
+python -m launch.bench [--archs=a,b] [--dim=256 --depth=4 --length=512
+  --batch=8 --symbols=256] [--lengths=256,512,1024,4096,16384] [--out=FILE]
+python -m launch.bench --kernels
+"""
+
+import json
+
+from absl import flags
+
+from launch import command
+
+ARCHS = flags.DEFINE_list(
+  "archs", None, "Configs to time, by their file's name; all by default."
+)
+DIM = flags.DEFINE_integer("dim", 256, "Width of the residual stream.", 1)
+DEPTH = flags.DEFINE_integer(
+  "depth", 4, "Blocks; more where a pattern is longer.", 1
+)
+LENGTH = flags.DEFINE_integer("length", 512, "Tokens a sequence.", 1)
+BATCH = flags.DEFINE_integer("batch", 8, "Sequences a step.", 1)
+SYMBOLS = flags.DEFINE_integer("symbols", 256, "Size of the vocabulary.", 2)
+DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Compute dtype."
+)
+LENGTHS = flags.DEFINE_list(
+  "lengths",
+  ["256", "512", "1024", "4096", "16384"],
+  "Step times at these lengths, with the tokens of the longest; '' for none.",
+)
+SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to repeat each timing.")
+KERNELS = flags.DEFINE_bool(
+  "kernels", False, "Time the recurrences against their references instead."
+)
+OUT = flags.DEFINE_string("out", None, "Also write the numbers here, as JSON.")
+
+HEAD = (
+  f"{'':20} {'params':>9} {'compile':>8} {'tokens/s':>9} {'GFLOP/s':>8} "
+  f"{'of peak':>7} {'memory':>8} {'decode/s':>8}"
+)
+
+
+def main(argv):
+  command.no_more(argv)
+  lengths = whole_numbers(LENGTHS.value)
+
+  import jax
+
+  from train import platform, workdir
+
+  # a program that an earlier start kept would compile in no time
+  jax.config.update("jax_enable_compilation_cache", False)
+  machine = platform.machine()
+  command.say(", ".join(f"{k} {v}" for k, v in machine.items()))
+  found = {
+    "command": platform.command(),
+    "machine": machine,
+    "versions": platform.versions(),
+  }
+  found |= kernels() if KERNELS.value else architectures(lengths)
+  if OUT.value:
+    workdir.replace(OUT.value, json.dumps(found, indent=2) + "\n")
+
+
+def whole_numbers(words: list[str]) -> list[int]:
+  """Ascending lengths, each a divisor of the longest."""
+  if not all(word.isdecimal() and int(word) for word in words):
+    raise ValueError(f"--lengths={','.join(words)}: whole numbers above 0")
+  lengths = sorted(map(int, words))
+  for length in lengths:
+    if lengths[-1] % length:
+      raise ValueError(
+        f"--lengths: {length} must divide {lengths[-1]}, for equal tokens"
+      )
+  return lengths
+
+
+def kernels() -> dict:
+  from train import bench
+
+  command.say(f"{'':20} {'reference':>9} {'fast':>9}  ms, value and gradient")
+  rows = []
+  for row in bench.kernels(SECONDS.value):
+    command.say(
+      f"{row['recurrence']:20} {1e3 * row['reference']:9.1f} "
+      f"{1e3 * row['fast']:9.1f}"
+    )
+    rows.append(row)
+  return {"recurrences": rows}
+
+
+def architectures(lengths: list[int]) -> dict:
+  import configs
+  from train import bench, platform
+
+  cfgs = {name: configs.load(name) for name in ARCHS.value or configs.names()}
+  peak = platform.peak(DTYPE.value)
+  command.say(
+    f"matrix products in {DTYPE.value} reach {peak / 1e9:.0f} GFLOP/s; "
+    f"dim {DIM.value}, depth {DEPTH.value}, length {LENGTH.value}, batch "
+    f"{BATCH.value}, {SYMBOLS.value} symbols\n{HEAD}"
+  )
+  rows = []
+  for name, cfg in cfgs.items():
+    cfg = bench.resize(
+      cfg,
+      dim=DIM.value,
+      depth=DEPTH.value,
+      length=LENGTH.value,
+      batch=BATCH.value,
+      symbols=SYMBOLS.value,
+      dtype=DTYPE.value,
+    )
+    row = {"arch": name} | bench.measure(cfg, peak, SECONDS.value)
+    command.say(
+      f"{name:20} {row['params']:9,} {row['compile_seconds']:6.1f} s "
+      f"{row['tokens_per_second']:9,.0f} {row['flops_per_second'] / 1e9:8.1f} "
+      f"{row['share_of_peak']:7.1%} {row['memory_bytes'] / 2**20:4,.0f} MiB "
+      f"{row['decode_tokens_per_second']:8,.0f}"
+    )
+    row["growth"] = []
+    for point in bench.growth(cfg, lengths, SECONDS.value):
+      row["growth"].append(point)
+      ratio = point["step_seconds"] / row["growth"][0]["step_seconds"]
+      command.say(
+        f"  {point['batch']:4} x {point['length']:6} tokens "
+        f"{point['step_seconds']:7.2f} s a step, {ratio:.2f} times "
+        f"that of T={lengths[0]}"
+      )
+    rows.append(row)
+  return {"peak_flops_per_second": peak, "architectures": rows}
+
+
+if __name__ == "__main__":
+  command.run(main)

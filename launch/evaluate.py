@@ -1,0 +1,44 @@
+"""Bits per byte over a whole split, the state carried from end to end.
+
+python -m launch.evaluate --workdir=runs/mamba2 [--data=stdlib] [--split=test]
+  [--context=4096] [--chunk=1024]
+"""
+
+from absl import flags
+
+from launch import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "A trained run's folder.")
+DATA = flags.DEFINE_string("data", None, "Data; by default the run's own.")
+SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Which.")
+CONTEXT = flags.DEFINE_integer(
+  "context", None, "Tokens back that attention sees; by default the config's."
+)
+CHUNK = flags.DEFINE_integer("chunk", 1024, "Tokens a call.")
+WHICH = flags.DEFINE_enum("which", "best", ["best", "last"], "Checkpoint.")
+flags.mark_flag_as_required("workdir")
+
+
+def main(argv):
+  command.no_more(argv)
+  from train import evaluate
+
+  score, data = evaluate.whole(
+    WORKDIR.value,
+    data=DATA.value,
+    split=SPLIT.value,
+    context=CONTEXT.value,
+    chunk=CHUNK.value,
+    which=WHICH.value,
+  )
+  numbers = ", ".join(f"{k} {v:.4f}" for k, v in score.metrics.items())
+  command.say(
+    f"{WORKDIR.value} on {data.name} {SPLIT.value}: {numbers} over "
+    f"{score.bytes:,} bytes"
+  )
+  if data.note:
+    command.say(f"note: {data.note}")
+
+
+if __name__ == "__main__":
+  command.run(main)

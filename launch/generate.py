@@ -1,0 +1,49 @@
+"""Streams text as it comes, from the carried state.
+
+python -m launch.generate --workdir=runs/mamba2 --prompt="import os" \
+  [--temperature=0.8] [--top_p=0.95] [--seed=0] [--bytes=500]
+"""
+
+import sys
+
+from absl import flags
+
+from launch import command
+
+WORKDIR = flags.DEFINE_string("workdir", None, "A trained run's folder.")
+PROMPT = flags.DEFINE_string("prompt", "", "What the text begins with.")
+TEMPERATURE = flags.DEFINE_float(
+  "temperature", 0.8, "0 for the likeliest symbol.", lower_bound=0
+)
+TOP_P = flags.DEFINE_float(
+  "top_p", 0.95, "Share of probability to draw from.", 0, 1
+)
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+BYTES = flags.DEFINE_integer("bytes", 500, "How much to write.", lower_bound=1)
+WHICH = flags.DEFINE_enum("which", "best", ["best", "last"], "Checkpoint.")
+flags.mark_flag_as_required("workdir")
+
+
+def main(argv):
+  command.no_more(argv)
+  from train import generate
+
+  out = sys.stdout.buffer
+  out.write(PROMPT.value.encode())
+  pieces = generate.stream(
+    WORKDIR.value,
+    PROMPT.value.encode(),
+    temperature=TEMPERATURE.value,
+    top_p=TOP_P.value,
+    seed=SEED.value,
+    size=BYTES.value,
+    which=WHICH.value,
+  )
+  for piece in pieces:
+    out.write(piece)
+    out.flush()
+  out.write(b"\n")
+
+
+if __name__ == "__main__":
+  command.run(main)

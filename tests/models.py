@@ -1,0 +1,76 @@
+"""What the suites share: every architecture, found by its file."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+import arch
+from arch import lm
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
+MIXERS = lm.names("mixers")
+CHANNELS = lm.names("channels")
+VOCABS = lm.names("vocab")
+SYMBOLS = 17
+
+
+def config(name, size="tiny"):
+  """An ordinary config, unlocked, with a vocabulary where it has none."""
+  c = importlib.import_module(f"configs.{name}").get_config(size)
+  c.unlock()
+  if not c.model.vocab.size:
+    c.model.vocab.size = SYMBOLS
+  return c
+
+
+def build(c, seed=0):
+  made = jax.jit(lambda: lm.pure(arch.build(c.model, rngs=nnx.Rngs(seed))))()
+  return lm.fill(arch.abstract(c.model), *made)
+
+
+def tokens(c, batch=2, length=None, seed=0):
+  """B T random symbols, the start symbol among them."""
+  shape = (batch, length or c.train.length)
+  rng = np.random.default_rng(seed)
+  return jnp.asarray(rng.integers(0, c.model.vocab.size + 1, shape), jnp.int32)
+
+
+def batch(c, seed=0):
+  """A training batch, with resets and unscored positions."""
+  rng = np.random.default_rng(seed + 1)
+  shape = (c.train.batch, c.train.length)
+  targets = rng.integers(0, c.model.vocab.size, shape)
+  return {
+    "tokens": tokens(c, *shape, seed),
+    "targets": jnp.asarray(targets, jnp.int32),
+    "weights": jnp.asarray(rng.random(shape) < 0.8, jnp.float32),
+    "reset": jnp.asarray(rng.random(shape) < 0.2),
+  }
+
+
+def noisy(model, scale=0.1, seed=0):
+  """The model with noise on every parameter, so that no zero hides a bug."""
+  params, buffers = lm.pure(model)
+  leaves, tree = jax.tree.flatten(params)
+  keys = jax.random.split(jax.random.key(seed), len(leaves))
+  leaves = [
+    p + scale * jax.random.normal(k, p.shape)
+    for p, k in zip(leaves, keys, strict=True)
+  ]
+  return lm.fill(model, jax.tree.unflatten(tree, leaves), buffers)
+
+
+def close(a, b, tolerance=1e-5):
+  """Equal within tolerance of the largest reference value, leaf by leaf."""
+
+  def check(x, y):
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+    size = max(1e-3, np.max(np.abs(y), initial=0.0, where=np.isfinite(y)))
+    np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * size)
+
+  jax.tree.map(check, a, b)

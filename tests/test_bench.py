@@ -1,0 +1,52 @@
+"""That the bench runs and its numbers fit each other; never how fast."""
+
+import models
+import pytest
+
+import arch
+import configs
+from launch.bench import whole_numbers
+from train import bench
+
+
+def test_bench():
+  cfg = bench.resize(
+    configs.load("mamba2"),
+    dim=32,
+    depth=1,
+    length=8,
+    batch=2,
+    symbols=11,
+    dtype="float32",
+  )
+  row = bench.measure(cfg, peak=1e9, seconds=0.01)
+  assert row["tokens_per_second"] == pytest.approx(16 / row["step_seconds"])
+  flops = arch.count(arch.abstract(cfg.model), 8).forward.total
+  assert row["flops_per_second"] / row["tokens_per_second"] == 3 * flops
+  assert row["share_of_peak"] == row["flops_per_second"] / 1e9
+  assert row["decode_tokens_per_second"] > 0
+  # parameters, and AdamW's two moments of each
+  assert row["memory_bytes"] > 3 * 4 * row["params"]
+  (point,) = bench.growth(cfg, [4], 0.01)
+  assert (point["length"], point["batch"]) == (4, 1)
+
+
+@pytest.mark.parametrize("name", models.CONFIGS)
+def test_every_config_resizes(name):
+  cfg = bench.resize(
+    configs.load(name),
+    dim=256,
+    depth=4,
+    length=64,
+    batch=2,
+    symbols=256,
+    dtype="float32",
+  )
+  model = arch.abstract(cfg.model)
+  assert arch.count(model, 64).params > 256 * 256
+
+
+@pytest.mark.parametrize("words", [["8", "x"], ["0"], ["3", "8"]])
+def test_lengths_are_refused(words):
+  with pytest.raises(ValueError, match="--lengths"):
+    whole_numbers(words)

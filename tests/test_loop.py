@@ -1,0 +1,175 @@
+"""The loop: resume, signals, refusals, divergence."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from models import config
+
+from train import data as data_lib
+from train import loop, metrics
+from train.step import Step
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  """A small corpus of three documents."""
+  folder = tmp_path_factory.mktemp("text")
+  rng = np.random.default_rng(0)
+  words = [b"alpha ", b"beta ", b"gamma\n", b"delta. "]
+  for split, n in (("train", 900), ("valid", 100), ("test", 100)):
+    picked = rng.integers(0, len(words), n)
+    (folder / f"{split}.txt").write_bytes(b"".join(words[i] for i in picked))
+  return data_lib.load({"name": f"text:{folder}"})
+
+
+def prepared(data, name="mamba2", **fields):
+  c = config(name)
+  c.model.vocab.size = 0
+  c.train.update(
+    steps=12,
+    warmup=2,
+    eval_every=6,
+    save_every=3,
+    log_every=1,
+    eval_bytes=300,
+  )
+  c.train.update(fields)
+  return loop.resolve(c, data)
+
+
+def numbers(path):
+  """metrics.jsonl without its clock."""
+  return [
+    {k: v for k, v in line.items() if k != "seconds"}
+    for line in metrics.read(path)
+  ]
+
+
+class Killed(BaseException):
+  """Leaves the loop as kill -9 would: at once, past every handler."""
+
+
+@pytest.fixture(scope="module")
+def never_stopped(text, tmp_path_factory):
+  c = prepared(text)
+  path = tmp_path_factory.mktemp("runs") / "whole"
+  step = Step(c)
+  result = loop.run(c, path, text, step=step)
+  assert result.done and result.step == 12
+  return c, step, jax.device_get(result.state), numbers(path)
+
+
+@pytest.mark.parametrize("kills", [(1,), (4, 5), (7, 9, 11)])
+def test_kill_and_resume_is_never_stopped(
+  kills, text, never_stopped, tmp_path, monkeypatch
+):
+  c, step, state, lines = never_stopped
+  compiled = step.train
+  for kill in kills:
+    calls = iter(range(10**6))
+
+    def train(state, batch, kill=kill, calls=calls):
+      if int(state["step"]) == kill and next(calls) == 0:
+        raise Killed
+      return compiled(state, batch)
+
+    train._cache_size = compiled._cache_size
+    monkeypatch.setattr(step, "train", train)
+    with pytest.raises(Killed):
+      loop.run(c, tmp_path / "run", text, step=step)
+  monkeypatch.setattr(step, "train", compiled)
+  result = loop.run(c, tmp_path / "run", text, step=step)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(result.state), state
+  )
+  assert numbers(tmp_path / "run") == lines
+
+
+def test_a_signal_saves_and_the_same_call_goes_on(
+  text, never_stopped, tmp_path, monkeypatch
+):
+  c, step, state, lines = never_stopped
+  compiled = step.train
+
+  def train(state, batch):
+    if int(state["step"]) == 7:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return compiled(state, batch)
+
+  train._cache_size = compiled._cache_size
+  monkeypatch.setattr(step, "train", train)
+  result = loop.run(c, tmp_path / "run", text, step=step)
+  assert not result.done and result.step == 8
+  monkeypatch.setattr(step, "train", compiled)
+  result = loop.run(c, tmp_path / "run", text, step=step)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(result.state), state
+  )
+  assert numbers(tmp_path / "run") == lines
+
+
+def test_another_config_is_refused_with_the_difference(
+  text, never_stopped, tmp_path
+):
+  c, step, *_ = never_stopped
+  loop.run(c, tmp_path / "run", text, step=step)
+  other = prepared(text, lr=1e-4)
+  with pytest.raises(ValueError, match=r"train.lr: saved 0.003, given 0.0001"):
+    loop.run(other, tmp_path / "run", text)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(
+  text, tmp_path, monkeypatch
+):
+  c = prepared(text)
+  step = Step(c)
+  compiled = step.train
+
+  def train(state, batch):
+    if int(state["step"]) == 7:
+      batch = {**batch, "weights": batch["weights"] * np.inf}
+    return compiled(state, batch)
+
+  train._cache_size = compiled._cache_size
+  monkeypatch.setattr(step, "train", train)
+  with pytest.raises(loop.Diverged, match="step 8: .*checkpoint is of step 6"):
+    loop.run(c, tmp_path / "run", text, step=step)
+  monkeypatch.setattr(step, "train", compiled)
+  assert loop.run(c, tmp_path / "run", text, step=step).done
+
+
+def test_replicates_are_the_runs_alone(text, never_stopped, tmp_path):
+  c, step, _, lines = never_stopped
+  result = loop.run(
+    c,
+    tmp_path / "run",
+    text,
+    step=step,
+    replicates=[(0, c.train.lr), (1, c.train.lr)],
+  )
+  assert len(result.scores) == 2 and result.alive == [True, True]
+  together = numbers(tmp_path / "run")
+  ours = [line["loss_0"] for line in together if "loss_0" in line]
+  alone = [line["loss"] for line in lines if "loss" in line]
+  np.testing.assert_allclose(ours, alone, rtol=1e-4)
+  assert result.scores[0].bits_per_byte == pytest.approx(
+    lines[-1]["bits_per_byte"], rel=1e-4
+  )
+
+
+def test_the_wrong_number_of_symbols_is_refused(text):
+  c = config("mamba2")
+  with pytest.raises(ValueError, match="size=17, but text:.* has 256 symbols"):
+    loop.resolve(c, text)
+
+
+def test_config_json_can_be_read(text, never_stopped, tmp_path):
+  c, step, *_ = never_stopped
+  loop.run(c, tmp_path / "run", text, step=step)
+  saved = json.loads((tmp_path / "run" / "config.json").read_text())
+  assert saved["format"] == 1 and saved["data"] == text.hash
+  assert saved["config"]["model"]["vocab"]["size"] == 256

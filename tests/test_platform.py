@@ -1,0 +1,157 @@
+"""Every process set-up in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+import models
+import pytest
+
+from train import platform
+
+
+def python(code, folder=models.ROOT, **environment):
+  """Runs code as a fresh process; None removes an environment's variable."""
+  env = {**os.environ, "PYTHONPATH": str(models.ROOT), **environment}
+  return subprocess.run(
+    [sys.executable, "-W", "error", "-c", code],
+    capture_output=True,
+    text=True,
+    env={k: v for k, v in env.items() if v is not None},
+    cwd=folder,
+    timeout=60,
+  )
+
+
+SETUP = """
+from train import platform
+platform.setup({platform!r})
+import jax, jax.numpy as jnp
+print(jax.default_backend(), jnp.sum(jnp.ones(3)))
+"""
+
+
+@pytest.mark.parametrize("given", [None, "cpu"])
+def test_silent_where_libtpu_finds_no_tpu(given, tmp_path):
+  if platform.tpu_files():
+    pytest.skip("a TPU machine")
+  done = python(
+    SETUP.format(platform=given), JAX_PLATFORMS=None, LAB_CACHE=str(tmp_path)
+  )
+  assert done.stderr == ""
+  assert done.stdout.startswith("cpu 3.0")
+
+
+@pytest.mark.parametrize("asked", ["tpu", "gpu"])
+def test_absent_platform_is_refused(asked, tmp_path):
+  done = python(
+    "import jax\n"
+    f"if jax.default_backend() == {asked!r}: raise SystemExit(5)\n"
+    f"from train import platform; platform.setup({asked!r})",
+    JAX_PLATFORMS="cpu",
+    LAB_CACHE=str(tmp_path),
+  )
+  if done.returncode == 5:
+    pytest.skip(f"a {asked} machine")
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith(f"ValueError: --platform={asked}: ")
+  assert done.stdout == ""
+
+
+def test_unknown_platform():
+  with pytest.raises(ValueError, match="'quantum': one of cpu, gpu, tpu"):
+    platform.setup("quantum")
+
+
+def test_other_arch_is_refused(tmp_path):
+  (tmp_path / "arch").mkdir()
+  (tmp_path / "arch" / "__init__.py").touch()
+  done = python(
+    "from train import platform; platform.setup('cpu')",
+    tmp_path,
+    PYTHONPATH=os.pathsep.join([str(tmp_path), str(models.ROOT)]),
+  )
+  last = done.stderr.splitlines()[-1]
+  assert last.startswith("ValueError: `import arch` finds")
+  assert str(tmp_path) in last and str(models.ROOT) in last
+
+
+FAULTS = """
+import resource
+from train import platform
+platform.keep_pages()
+import jax, jax.numpy as jnp
+f = jax.jit(lambda x: x + 1)
+x = jnp.ones(2**23)
+for _ in range(20):
+  f(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+  f(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_freed_pages_are_kept():
+  """32 MB are 8192 pages of 4 KB, by default fresh ones for each result."""
+  if platform.host.libc_ver()[0] != "glibc":
+    pytest.skip("no glibc")
+  done = python(FAULTS)
+  assert done.stderr == ""
+  assert int(done.stdout) < 20 * 8192 / 2
+
+
+CACHED = """
+from train import platform
+platform.setup("cpu")
+import jax
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+def test_programs_are_kept_beside_the_data(tmp_path):
+  done = python(CACHED, LAB_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR=None)
+  guard = platform.GUARD
+  safe = guard.exists() and guard.read_text().strip() == "Not affected"
+  folder = done.stdout.strip()
+  assert folder.startswith(str(tmp_path)) if safe else folder == "None"
+
+
+@pytest.mark.parametrize("given", ["elsewhere", None])
+def test_programs_are_not_kept_in_vain(given, tmp_path):
+  """Where a user chose another folder, and where there can be none."""
+  home = tmp_path / "file"
+  home.touch()
+  done = python(CACHED, LAB_CACHE=str(home), JAX_COMPILATION_CACHE_DIR=given)
+  assert (done.stdout.strip(), done.stderr) == (str(given), "")
+
+
+def test_machine_and_versions():
+  machine = platform.machine()
+  assert machine["platform"] == "cpu" and machine["cores"] >= 1
+  assert machine["memory_bytes"] > 2**28 and machine["cpu"]
+  versions = platform.versions()
+  assert set(platform.PACKAGES) | {"python", "commit"} == set(versions)
+  assert all(versions[name] for name in platform.PACKAGES)
+
+
+def test_commit_of_this_checkout_only(tmp_path, monkeypatch):
+  def git(*args):
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, "-C", tmp_path, *args], check=True)
+
+  monkeypatch.setattr(platform, "ROOT", tmp_path)
+  assert platform.commit() is None
+  git("init", "-q")
+  assert platform.commit() is None
+  (tmp_path / "a").touch()
+  git("add", "a")
+  git("commit", "-qm", "a")
+  clean = platform.commit()
+  assert len(clean) == 40
+  (tmp_path / "a").write_text("b")
+  assert platform.commit() == clean + "-dirty"
+
+
+def test_peak_is_a_rate():
+  assert 1e8 < platform.peak(seconds=0.1) < 1e16

@@ -1,0 +1,211 @@
+"""Properties of every architecture, found by its file. No skip list."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import (
+  CHANNELS,
+  CONFIGS,
+  MIXERS,
+  VOCABS,
+  batch,
+  build,
+  close,
+  config,
+  noisy,
+  tokens,
+)
+
+import arch
+from arch import lm
+from train.step import Step
+
+each = pytest.mark.parametrize("name", CONFIGS)
+
+
+@functools.cache
+def prepared(name):
+  """A noisy tiny model and its compiled call, shared by the properties."""
+  c = config(name)
+  graph, arrays = lm.split(noisy(build(c)))
+
+  @jax.jit
+  def call(arrays, tokens, reset, state):
+    with jax.numpy_dtype_promotion("strict"):
+      return lm.join(graph, arrays)(tokens, reset, state)
+
+  return c, lm.join(graph, arrays), functools.partial(call, arrays)
+
+
+@each
+def test_full_size_builds_abstractly(name):
+  c = config(name, "full")
+  sizes = arch.count(arch.abstract(c.model), c.train.length)
+  published = c.published.params
+  assert abs(sizes.params / published - 1) < 0.01
+
+
+@each
+def test_loss_at_the_start(name):
+  c = config(name)
+  c.model.vocab.size = 251
+  c.train.batch = 16
+  model = build(c)
+  loss, _ = jax.jit(lambda model: model.loss(**batch(c)))(model)
+  assert abs(loss - math.log(251)) < 0.3
+
+
+@each
+def test_causal_and_connected(name):
+  c, model, _ = prepared(name)
+  T, D = c.train.length, c.model.dim
+  graph, arrays = lm.split(model)
+  probe = jax.random.normal(jax.random.key(1), (D,))
+
+  @jax.jit
+  def jacobian(arrays, x):
+    def out(x):
+      return lm.join(graph, arrays).mix(x)[0][0] @ probe
+
+    return jnp.linalg.norm(jax.jacrev(out)(x)[:, 0], axis=-1)
+
+  reach = np.asarray(
+    jacobian(arrays, jax.random.normal(jax.random.key(2), (1, T, D)))
+  )
+  past = np.tril(np.ones((T, T), bool))
+  assert np.all(reach[~past] == 0)
+  assert np.all(reach[past] > 0)
+
+
+@each
+def test_stepping_is_one_call(name):
+  c, model, call = prepared(name)
+  text = tokens(c)
+  reset = jnp.zeros(text.shape, bool).at[0, 5].set(True)
+  whole, last = call(text, reset, model.init_state(2))
+  fresh, after = call(text, reset, None)
+  close(fresh, whole)
+  close(after, last)
+  state, steps = model.init_state(2), []
+  for t in range(text.shape[1]):
+    now = slice(t, t + 1)
+    logits, state = call(text[:, now], reset[:, now], state)
+    steps.append(logits)
+  close(jnp.concatenate(steps, 1), whole)
+  close(state, last)
+
+
+@each
+@pytest.mark.parametrize("cut", [4, 9])
+def test_splitting_changes_nothing(name, cut):
+  c, model, call = prepared(name)
+  text = tokens(c)
+  reset = jnp.zeros(text.shape, bool).at[1, cut].set(True)
+  whole, last = call(text, reset, model.init_state(2))
+  first, state = call(text[:, :cut], reset[:, :cut], model.init_state(2))
+  second, state = call(text[:, cut:], reset[:, cut:], state)
+  close(jnp.concatenate([first, second], 1), whole)
+  close(state, last)
+
+
+@each
+def test_nothing_before_a_reset_matters(name):
+  c, model, call = prepared(name)
+  graph, arrays = lm.split(model)
+  text = tokens(c, 1)
+  cut = 6
+  reset = jnp.zeros(text.shape, bool).at[0, cut].set(True)
+
+  @jax.jit
+  def after(arrays, text):
+    def loss(arrays):
+      model = lm.join(graph, arrays)
+      logits, _ = model(text, reset)
+      return jnp.sum(jnp.sin(logits[:, cut:])), logits[:, cut:]
+
+    return jax.value_and_grad(loss, has_aux=True)(arrays)
+
+  (_, one), gradient = after(arrays, text)
+  other = text.at[:, :cut].set((text[:, :cut] + 1) % c.model.vocab.size)
+  (_, two), other_gradient = after(arrays, other)
+  close(one, two, 1e-6)
+  close(gradient, other_gradient)
+  tail = jnp.roll(text, -cut, 1)
+  alone, _ = call(tail, jnp.zeros(text.shape, bool), None)
+  close(one, alone[:, : text.shape[1] - cut])
+
+
+@each
+def test_every_parameter_gets_a_gradient(name):
+  c, model, _ = prepared(name)
+  params, buffers = lm.pure(model)
+
+  @jax.jit
+  def gradient(params, batch):
+    def loss(params):
+      nats, aux = lm.fill(model, params, buffers).loss(**batch)
+      return nats + aux["loss"]
+
+    return jax.grad(loss)(params)
+
+  for path, g in jax.tree.leaves_with_path(gradient(params, batch(c))):
+    assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
+    each_layer = np.abs(g).max(axis=tuple(range(1, g.ndim)))
+    stacked = "stack_" in jax.tree_util.keystr(path)
+    least = each_layer.min() if stacked else np.abs(g).max()
+    assert least > 0, jax.tree_util.keystr(path)
+
+
+@each
+def test_bfloat16_is_finite_and_close(name):
+  c, model, call = prepared(name)
+  params, buffers = lm.pure(model)
+  c = config(name)
+  c.model.dtype = "bfloat16"
+  low = arch.abstract(c.model)
+  data = batch(c)
+
+  @jax.jit
+  def run(params):
+    def loss(params):
+      with jax.numpy_dtype_promotion("strict"):
+        return lm.fill(low, params, buffers).loss(**data)[0]
+
+    return jax.value_and_grad(loss)(params)
+
+  nats, gradient = run(params)
+  exact, _ = model.loss(**data)
+  assert abs(nats - exact) < 0.05 * exact
+  for path, g in jax.tree.leaves_with_path(gradient):
+    assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
+
+
+@each
+def test_learns_one_batch_and_compiles_once(name):
+  c = config(name)
+  c.train.steps, c.train.warmup, c.train.lr = 60, 5, 1e-2
+  step = Step(c)
+  state = step.init(0, c.train.lr)
+  data = batch(c)
+  losses = []
+  for _ in range(60):
+    state, metrics = step.train(state, data)
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.5 * losses[0]
+  assert step.train._cache_size() == 1
+
+
+@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("channel", [*CHANNELS, "none"])
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_with_every_channel_and_vocabulary(mixer, channel, vocab):
+  c = config(mixer)
+  c.model.channel, c.model.vocab.name = channel, vocab
+  model = arch.abstract(c.model)
+  text = jnp.zeros((2, 5), jnp.int32)
+  logits, _ = jax.eval_shape(lambda m: m(text), model)
+  assert logits.shape == (2, 5, c.model.vocab.size)

@@ -1,0 +1,408 @@
+"""A report says what the runs say, on its own, and of nothing else."""
+
+import csv
+import json
+import math
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from train import report
+from train.report import data as report_data
+from train.report import figures as report_figures
+from train.report import svg as report_svg
+
+VOID = {"meta", "br", "input", "link", "img"}
+
+
+def make(arms=("a", "b", "c"), seeds=(1, 2, 3), metric="bits_per_byte", **over):
+  """A comparison in which the arm at index i scores about 2 + i / 10."""
+  results = {
+    "format": 1,
+    "created": "2026-01-02T03:04:05",
+    "command": "python -m launch.compare",
+    "versions": {"jax": "0.0"},
+    "machine": {"cpu": "two cores"},
+    "data": {
+      "name": "stdlib",
+      "hash": "ab12",
+      "note": "",
+      "tokenizer": "bytes",
+      "is_task": metric == "accuracy",
+    },
+    "metric": metric,
+    "length": 64,
+    "tokens": 70_000,
+    "arms": {
+      arm: {
+        "params": 10_000 + i,
+        "params_embedding": 1_000,
+        "sizes": {"dim": 8, "depth": 3, "inner": 16 + i},
+        "flops_per_token": 20_000.0,
+        "decode_flops": {"1024": 2e4, "65536": 3e5},
+        "state_bytes": {"1024": 4096, "65536": 8192 << i},
+        "lr": 3e-3,
+        "lr_at_edge": False,
+      }
+      for i, arm in enumerate(arms)
+    },
+    "runs": [],
+  }
+  for i, arm in enumerate(arms):
+    for phase, seed, lr in [
+      ("tune", 0, 1e-3),
+      ("tune", 0, 3e-3),
+      *(("final", seed, 3e-3) for seed in seeds),
+    ]:
+      score = 2 + i / 10 + 0.001 * math.sin(seed * (i + 1)) + abs(lr - 3e-3)
+      if metric == "accuracy":
+        score = 1 - score / 4
+      steps = np.arange(1, 151)
+      loss = (score + 3 / steps) * math.log(2)
+      results["runs"].append(
+        {
+          "arch": arm,
+          "seed": seed,
+          "lr": lr,
+          "phase": phase,
+          "params": 10_000 + i,
+          metric: score,
+          "split": "test" if phase == "final" else "valid",
+          "nats": score * math.log(2),
+          "tokens": 70_000,
+          "seconds": 35.0,
+          "tokens_per_second": 2000.0,
+          "compile_seconds": 1.0,
+          "diverged": False,
+          "curve": {
+            "step": steps.tolist(),
+            "tokens": (steps * 70_000 / 150).tolist(),
+            "seconds": (steps * 35 / 150).tolist(),
+            "loss": loss.tolist(),
+          },
+          "config": {"model": {"mixer": arm}},
+        }
+      )
+  return results | over
+
+
+def diverge(results, arm, phase, seed, left=math.nan):
+  for run in results["runs"]:
+    if (run["arch"], run["phase"], run["seed"]) == (arm, phase, seed):
+      run |= {"diverged": True, "nats": None, results["metric"]: left}
+      run["curve"]["loss"][7:] = [math.nan] * (len(run["curve"]["loss"]) - 7)
+      return run
+
+
+class Page(HTMLParser):
+  """Parses strictly: every tag closes in order. Keeps words and references."""
+
+  def __init__(self, source):
+    super().__init__()
+    self.open, self.words, self.references, self.scripts = [], [], [], []
+    self.feed(source)
+    self.close()
+    assert not self.open, f"never closed: {self.open}"
+
+  def handle_starttag(self, tag, attributes):
+    names = [name for name, _ in attributes]
+    assert len(names) == len(set(names)), f"twice in {tag}: {names}"
+    for name, value in attributes:
+      if name in ("src", "href", "srcset", "action", "data", "xlink:href"):
+        self.references.append(value)
+    if tag not in VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attributes):
+    pass
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, words):
+    if self.open and self.open[-1] == "script":
+      self.scripts.append(words)
+    else:
+      self.words.append(words)
+
+  @property
+  def text(self):
+    return " ".join(self.words)
+
+
+def page(conditions, folder):
+  return Page(
+    report.write(conditions, folder)["report.html"].read_text("utf-8")
+  )
+
+
+def only_finite(name):
+  raise AssertionError(f"{name} is not JSON")
+
+
+def test_json_is_the_results_and_the_leaderboard(tmp_path):
+  results = make()
+  path = report.write(results, tmp_path)["results.json"]
+  read = json.loads(path.read_text(), parse_constant=only_finite)
+  assert [row["arch"] for row in read.pop("leaderboard")] == ["a", "b", "c"]
+  assert read == results
+  assert report.read(tmp_path)["runs"] == results["runs"]
+  assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_is_not_finite_and_numpy_become_json(tmp_path):
+  results = make(tokens=np.int64(70_000))
+  diverge(results, "b", "final", 2)
+  path = report.write(results, tmp_path)["results.json"]
+  read = json.loads(path.read_text(), parse_constant=only_finite)
+  assert read["tokens"] == 70_000
+  (run,) = [run for run in read["runs"] if run["diverged"]]
+  assert run["bits_per_byte"] is None and run["curve"]["loss"][-1] is None
+  # what was written is read, and reported again to the same words
+  again = report.read(tmp_path)
+  assert report.leaderboard(again) == report.leaderboard(results)
+  page(again, tmp_path / "again")
+
+
+def test_csv_has_a_line_a_run(tmp_path):
+  results = make()
+  path = report.write(results, tmp_path)["results.csv"]
+  with path.open(newline="") as f:
+    table = list(csv.DictReader(f))
+  assert len(table) == len(results["runs"])
+  for line, run in zip(table, results["runs"], strict=True):
+    assert float(line["score"]) == run["bits_per_byte"]
+    assert line["arch"] == run["arch"] and int(line["seed"]) == run["seed"]
+  assert table[-1]["rank"] == "3"
+
+
+@pytest.mark.parametrize("metric", ["bits_per_byte", "accuracy"])
+@pytest.mark.parametrize(
+  "size", [{}, {"arms": ("a",), "seeds": (1,)}, {"seeds": ()}]
+)
+def test_page_stands_alone(metric, size, tmp_path):
+  parsed = page(make(metric=metric, **size), tmp_path)
+  assert parsed.references == []
+  source = (tmp_path / "report.html").read_text("utf-8")
+  # addresses: only the name of SVG, which nothing fetches
+  assert set(re.findall(r"https?://[^\"' >]*", source)) <= {
+    "http://www.w3.org/2000/svg"
+  }
+  assert not re.search(r"@import|url\((?!#)", source)
+  assert not re.search(r'[ "MLHV](nan|inf)\b', source)
+
+
+def test_page_escapes_names(tmp_path):
+  evil = "</script><script>alert(1)</script>\"'&"
+  results = make(arms=(evil, "b"), command="<i>run</i>")
+  results["data"]["note"] = "<b>bold</b>"
+  parsed = page(results, tmp_path)
+  assert evil in parsed.text
+  assert parsed.text.count("<b>bold</b>") == 2  # a warning and a condition
+  (curves,) = [s for s in parsed.scripts if s.startswith("{")]
+  assert set(json.loads(curves)) == {evil, "b"}
+  assert not any("alert(1)" in s for s in parsed.scripts if s != curves)
+  picture = tmp_path / "picture.svg"
+  report.picture(results, picture)
+  ElementTree.parse(picture)
+
+
+def test_verdict_names_a_leader_and_its_lead():
+  results = make()
+  text = report_data.verdict(results, report.rows(results))
+  assert text.startswith("a leads with 2.00")
+  assert "below b, the next" in text and "more than the noise" in text
+
+
+def test_verdict_of_a_tie():
+  results = make()
+  for run in results["runs"]:
+    if run["arch"] == "b":
+      run["bits_per_byte"] += -0.1 + 0.01 * (run["seed"] - 2)
+  text = report_data.verdict(results, report.rows(results))
+  assert "lead together" in text and "within the noise of 3 seeds" in text
+  assert "c, the next" in text
+
+
+def test_accuracy_is_better_when_higher():
+  results = make(metric="accuracy")
+  table = report.rows(results)
+  assert [row["arch"] for row in table] == ["a", "b", "c"]
+  assert "above b" in report_data.verdict(results, table)
+
+
+def test_one_seed_says_that_it_tells_nothing(tmp_path):
+  results = make(seeds=(1,))
+  assert [row["rank"] for row in report.rows(results)] == [1, 1, 1]
+  parsed = page(results, tmp_path)
+  assert "one seed cannot tell a difference from noise" in parsed.text
+  assert "±" not in parsed.text
+
+
+def test_diverged_runs_are_listed_and_not_averaged(tmp_path):
+  results = make()
+  diverge(results, "a", "final", 2, left=0.5)  # what its frozen state scores
+  diverge(results, "b", "tune", 0)
+  table = report.rows(results)
+  assert [(r["arch"], r["rank"]) for r in table] == [
+    ("b", 1), ("c", 2), ("a", None),
+  ]  # fmt: skip
+  kept = [
+    run["bits_per_byte"]
+    for run in results["runs"]
+    if run["arch"] == "a" and run["seed"] in (1, 3)
+  ]
+  assert table[-1]["score"] == pytest.approx(np.mean(kept))
+  text = report.leaderboard(results)
+  assert "a (seed 2 of 3)" in text.replace("\n", " ") and "†" in text
+  parsed = page(results, tmp_path)
+  assert "Diverged runs" in parsed.text
+  assert len(report_data.diverged_runs(results)) == 2
+  # the cross in the panel of its learning rates, narrow and wide
+  source = (tmp_path / "report.html").read_text("utf-8")
+  assert source.count("1e-3 diverged") == 2
+
+
+def test_first_look():
+  enough, short = make(tokens=50_010), make(tokens=49_990)
+  assert "first look" not in report.leaderboard(enough)
+  assert "first look" in report.leaderboard(short)
+  assert "first look" in report.leaderboard(make(tokens=20_000))
+
+
+def test_edge_of_the_grid_is_marked(tmp_path):
+  results = make()
+  assert "edge" not in page(results, tmp_path).text
+  results["arms"]["b"]["lr_at_edge"] = True
+  parsed = page(results, tmp_path)
+  assert "at the edge of the grid for b (3e-3)" in parsed.text
+  assert "best at the edge" in parsed.text
+
+
+def test_leaderboard_fits_a_terminal():
+  arms = tuple(f"an_architecture_with_a_long_name_{i}" for i in range(12))
+  results = make(arms=arms)
+  for run in results["runs"]:
+    run["seconds"], run["tokens_per_second"] = 12_345.6, 1_234_567.8
+  text = report.leaderboard(results)
+  assert max(map(len, text.splitlines())) <= 120
+
+
+def test_curve_is_in_bits_per_byte_and_ends_where_the_run_does():
+  results = make()
+  for run in results["runs"]:  # a tokeniser of four bytes a token
+    run["nats"] *= 4
+    run["curve"]["loss"] = [4 * loss for loss in run["curve"]["loss"]]
+  curve = report_data.curve(results, "a")
+  assert len(curve["loss"]) <= report_data.BINS
+  assert curve["loss"][-1] == pytest.approx(2.02, abs=0.01)
+  assert curve["tokens"][-1] == 70_000
+  assert curve["seconds"][-1] == pytest.approx(35)
+  assert curve["flops"][-1] == pytest.approx(3 * 70_000 * 20_000)
+
+
+def test_merge_of_equals_is_one_ranking(tmp_path):
+  merged = report.merge({"W1": make(("a", "b")), "W2": make(("b", "x"))})
+  assert len(merged) == 1
+  assert set(merged[0]["arms"]) == {"a", "b@W1", "b@W2", "x"}
+  assert len(report.rows(merged[0])) == 4
+  assert report_data.mismatch(merged) == ""
+  parsed = page(merged, tmp_path)
+  assert "W1" in parsed.text and "W2" in parsed.text
+
+
+@pytest.mark.parametrize(
+  "other, named",
+  [
+    ({"tokens": 80_000}, "tokens"),
+    ({"length": 128}, "length"),
+    ({"metric": "accuracy"}, "metric"),
+    ({"hash": "cd34"}, "data hash"),
+  ],
+)
+def test_merge_never_ranks_across_conditions(other, named, tmp_path):
+  other = dict(other)
+  second = make(("a", "x"), metric=other.pop("metric", "bits_per_byte"))
+  second["data"]["hash"] = other.pop("hash", second["data"]["hash"])
+  merged = report.merge({"W1": make(("a", "b")), "W2": second | other})
+  assert [set(c["arms"]) for c in merged] == [{"a@W1", "b"}, {"a@W2", "x"}]
+  warning = report_data.mismatch(merged)
+  assert f"differ in {named} (" in warning and "2 separate rankings" in warning
+  assert warning in report.leaderboard(merged)
+  assert warning in page(merged, tmp_path).text
+  read = json.loads((tmp_path / "results.json").read_text())
+  assert {run["condition"] for run in read["runs"]} == {0, 1}
+  assert [r["rank"] for r in read["leaderboard"]] == [1, 2, 1, 2]
+  with pytest.raises(ValueError, match="give the workdirs"):
+    report.read(tmp_path)
+
+
+def test_bad_input(tmp_path):
+  with pytest.raises(ValueError, match="no results.json"):
+    report.read(tmp_path)
+  (tmp_path / "results.json").write_text('{"format": ')
+  with pytest.raises(ValueError, match="is not JSON"):
+    report.read(tmp_path)
+  with pytest.raises(ValueError, match="format 2, this reads 1"):
+    report.rows(make(format=2))
+  with pytest.raises(ValueError, match="'loss' is none of"):
+    report.rows(make(metric="bits_per_byte") | {"metric": "loss"})
+  with pytest.raises(ValueError, match="two final runs of 'a' with seed 1"):
+    report.rows(make(seeds=(1, 1)))
+  with pytest.raises(ValueError, match="the arms are"):
+    report.rows(make(arms=("a",)) | {"arms": {}})
+  with pytest.raises(ValueError, match="an .svg file"):
+    report.picture(make(), tmp_path / "picture.gif")
+
+
+def test_an_arm_far_behind_is_an_arrow():
+  results = make(arms=("a", "b", "c", "d"))
+  table = report.rows(results)
+  assert report_figures.bound(results, table) is None
+  assert "→" not in report_figures.forest(results, table, 358)
+  for run in results["runs"]:
+    run["bits_per_byte"] += 3 * (run["arch"] == "d")
+  table = report.rows(results)
+  drawn = report_figures.forest(results, table, 358)
+  assert drawn.count("→") == 1
+  places = report_data.decimals(table)
+  assert f"{table[-1]['score']:.{places}f} ±" in drawn  # still told
+  assert "d ↑ 5.30" in report_figures.pareto(
+    results, table, "params", "parameters", 358
+  )
+
+
+def test_labels_never_overlap():
+  points = [(100 + i % 3, 100 + 2 * i) for i in range(14)]
+  area = (0, 0, 340, 250)
+  boxes = report_figures.place_labels(points, ["some_arm"] * 14, area)
+  placed = [box for box in boxes if box is not None]
+  assert boxes[0] is not None and len(placed) >= 5
+  for i, a in enumerate(placed):
+    for b in placed[:i]:
+      assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+  apart = report_svg.spread([5.0, 5.0, 4.0, 90.0], 10, 0, 92)
+  assert np.diff(sorted(apart)).min() >= 10 - 1e-9
+  assert np.argsort(apart, kind="stable").tolist() == [2, 0, 1, 3]
+  assert min(apart) >= 0 and max(apart) <= 92
+
+
+@pytest.mark.parametrize(
+  "value, text",
+  [
+    (0, "0"), (1, "1"), (999.6, "1k"), (1234567, "1.23M"), (999_700, "1M"),
+    (0.25, "0.25"), (2e12, "2T"), (None, "–"),
+  ],
+)  # fmt: skip
+def test_humanise(value, text):
+  assert report_data.humanise(value) == text
+
+
+def test_humanise_units():
+  assert report_data.humanise_bytes(65536) == "64 KiB"
+  assert report_data.humanise_bytes(512) == "512 B"
+  assert report_data.humanise_rate(3e-3) == "3e-3"
+  assert report_data.humanise(7600, trim=False) == "7.60k"

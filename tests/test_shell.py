@@ -1,0 +1,219 @@
+"""The shell: patterns, stacks, sharing, parallel mixers, streams, dropout."""
+
+import dataclasses
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import build, close, config, noisy, tokens
+
+import arch
+from arch import layers, lm
+
+
+def small(**fields):
+  c = config("attention")
+  c.model.update(fields)
+  return c
+
+
+def block_names(pattern, depth):
+  return [
+    "|".join(place.mixers) for place in lm.expand(pattern, depth, "swiglu")
+  ]
+
+
+def test_a_pattern_is_repeated_and_cut():
+  griffin = ("rglru", "rglru", "attention")
+  assert block_names(griffin, 5) == [*griffin, "rglru", "rglru"]
+
+
+def test_the_longest_periodic_run_is_stacked():
+  griffin = lm.expand(("rglru", "rglru", "attention"), 26, "swiglu")
+  assert [(n, len(part)) for n, part in lm.stacks(griffin)] == [(8, 3), (1, 2)]
+  one = lm.expand(("mamba2",), 4, "none")
+  assert [(n, len(part)) for n, part in lm.stacks(one)] == [(4, 1)]
+  odd = lm.expand(("s4d", "mamba2", "mamba2", "rglru"), 4, "none")
+  assert [(n, len(part)) for n, part in lm.stacks(odd)] == [
+    (1, 1),
+    (2, 1),
+    (1, 1),
+  ]
+
+
+@pytest.mark.parametrize(
+  ("pattern", "depth", "error"),
+  [
+    ((), 3, "empty pattern"),
+    (("mamba2",) * 4, 3, "4 blocks in a depth of 3"),
+    (("mamba3",), 3, "'mamba3': did you mean 'mamba' or 'mamba2'"),
+    (("mamba2+swigloo",), 3, "did you mean 'swiglu'"),
+    (({"mixer": "attention", "windoww": 3},), 3, "has a field 'windoww'"),
+    (({"window": 3},), 3, "needs a mixer"),
+  ],
+)
+def test_a_wrong_pattern_is_refused(pattern, depth, error):
+  with pytest.raises(ValueError, match=error):
+    arch.abstract(small(pattern=pattern, depth=depth).model)
+
+
+@pytest.mark.parametrize(
+  ("fields", "error"),
+  [
+    ({"dmi": 3}, "model has no field 'dmi': did you mean 'dim'"),
+    ({"dim": 0}, "dim=0 must be positive"),
+    ({"dtype": "float16"}, "float32 or bfloat16"),
+    ({"remat": "all"}, "none or block"),
+    ({"dim": 25}, "head=6 must divide dim=25"),
+  ],
+)
+def test_a_wrong_field_is_refused(fields, error):
+  with pytest.raises(ValueError, match=error):
+    arch.abstract({**small().model, **fields})
+
+
+def test_an_unknown_vocabulary_names_all():
+  c = small()
+  c.model.vocab.name = "ful"
+  with pytest.raises(ValueError, match="'full'.*Known: full, lowrank"):
+    arch.abstract(c.model)
+
+
+def test_unrolled_is_scanned(monkeypatch):
+  c = config("griffin")
+  c.model.depth = 6
+  model, text = noisy(build(c)), tokens(c)
+
+  def run(model):
+    def loss(params):
+      out = lm.fill(model, params, buffers)(text)
+      return jnp.sum(jnp.sin(out[0])), out
+
+    params, buffers = lm.pure(model)
+    return jax.jit(jax.grad(loss, has_aux=True))(params)
+
+  scanned = run(model)
+  monkeypatch.setattr(lm, "UNROLL", 8)
+  close(run(model), scanned)
+
+
+def test_remat_changes_nothing():
+  c = small()
+  model, text = noisy(build(c)), tokens(c)
+  params, buffers = lm.pure(model)
+
+  def gradient(remat):
+    c.model.remat = remat
+    like = arch.abstract(c.model)
+
+    def loss(params):
+      return jnp.sum(jnp.sin(lm.fill(like, params, buffers)(text)[0]))
+
+    return jax.jit(jax.grad(loss))(params), str(jax.make_jaxpr(loss)(params))
+
+  plain, without = gradient("none")
+  again, using = gradient("block")
+  close(again, plain)
+  assert "remat" in using and "remat" not in without.replace("remat_opt", "")
+
+
+def test_shared_places_share_weights_and_keep_their_own_state():
+  entry = {"mixer": "mamba2+swiglu", "share": "one"}
+  c = config("mamba2")
+  c.model.channels.swiglu = {"width": 7}
+  alone = arch.abstract({**c.model, "pattern": ("mamba2+swiglu",), "depth": 1})
+  c.model.pattern, c.model.depth = (entry,), 3
+  model = noisy(build(c))
+  assert arch.count(model, 8).params == arch.count(alone, 8).params
+  text = tokens(c, 1)
+  whole, _ = model(text)
+  state = model.init_state(1)
+  steps = []
+  for t in range(text.shape[1]):
+    logits, state = model(text[:, t : t + 1], None, state)
+    steps.append(logits)
+  close(jnp.concatenate(steps, 1), whole)
+  ssm = state["stack_0"]["block_0"]["mamba2"]["ssm"]
+  assert ssm.shape[0] == 3 and not np.allclose(ssm[0], ssm[1])
+
+
+def test_places_that_share_must_be_equal():
+  a = {"mixer": "attention", "share": "one"}
+  c = small(pattern=(a, {**a, "window": 3}), depth=2)
+  with pytest.raises(ValueError, match="must be equal"):
+    arch.abstract(c.model)
+
+
+def test_parallel_mixers_are_normalised_and_averaged():
+  c = config("mamba2_attention")
+  c.model.pattern, c.model.depth = ("mamba2|attention",), 1
+  model = noisy(build(c))
+  block = jax.tree.map(lambda a: a[0], model.stack_0).block_0
+  x = jax.random.normal(jax.random.key(0), (2, 5, c.model.dim))
+  u = block.norm(x)
+  both = [
+    block.mamba2_norm(block.mamba2(u, None, None)[0]),
+    block.attention_norm(block.attention(u, None, None)[0]),
+  ]
+  found, *_ = block(x, None, None, {}, None)
+  close(found, x + sum(both) / 2)
+
+
+def test_dropout_is_of_the_key_and_only_in_training():
+  c = small(dropout=0.4)
+  model, text = noisy(build(c)), tokens(c)
+
+  def out(key):
+    return np.asarray(model.features(text, key=key)[0])
+
+  one, again, other = (out(jax.random.key(k)) for k in (1, 1, 2))
+  np.testing.assert_array_equal(one, again)
+  assert not np.allclose(one, other)
+  c.model.dropout = 0.0
+  without = lm.fill(arch.abstract(c.model), *lm.pure(model))
+  close(out(None), without.features(text)[0], 1e-6)
+
+
+def test_a_stream_crosses_layers(monkeypatch):
+  """A mixer that sums what `stream` holds, and adds its input to it."""
+
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Config(layers.Config):
+    stream = ("embedding", "sum")
+
+  class Mixer(nnx.Module):
+    def __init__(self, cfg, *, layer, rngs):
+      self.cfg = cfg
+      self.weight = layers.Vector(jnp.ones(cfg.dim))
+
+    def init_state(self, batch, length=None):
+      return {}
+
+    def __call__(self, x, reset, state, stream):
+      y = self.weight[...][None, None] * stream["sum"]
+      return y, {}, {**stream, "sum": stream["sum"] + stream["embedding"]}
+
+  toy = types.ModuleType("arch.mixers.toy")
+  toy.Config, toy.Mixer = Config, Mixer
+  monkeypatch.setitem(sys.modules, "arch.mixers.toy", toy)
+  known = lm.names
+  monkeypatch.setattr(lm, "names", lambda axis: [*known(axis), "toy"])
+  c = small(pattern=("toy",), channel="none", depth=3)
+  model, text = build(c), tokens(c)
+  x = model.vocab.embed(text)
+  # 0 + 1 + 2 embeddings are added by the three layers
+  close(model.features(text)[0], model.norm(4 * x))
+
+
+def test_roles_by_type():
+  c = config("mamba2")
+  roles = lm.roles(arch.abstract(c.model))["stack_0"]["block_0"]
+  mixer = roles["mamba2"]
+  assert mixer["in_proj"]["weight"] == "Matrix"
+  assert mixer["conv"]["weight"] == "Vector"
+  assert {mixer[k] for k in ("A_log", "D", "dt_bias")} == {"Gate"}
+  assert roles["norm"]["weight"] == "Vector"

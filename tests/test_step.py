@@ -1,0 +1,166 @@
+"""The one training step: replicates, devices, accumulation, the guard."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from models import batch, close, config
+
+from train import optimizer
+from train.sharding import Sharding
+from train.step import Step
+
+
+def trained(c, state, step=None, steps=10):
+  step = step or Step(c)
+  metrics = []
+  for i in range(steps):
+    state, found = step.train(state, batch(c, seed=i))
+    metrics.append(jax.device_get(found))
+  return jax.device_get(state), metrics
+
+
+def quick(name="mamba2", **fields):
+  c = config(name)
+  c.train.warmup = 2
+  c.train.update(fields)
+  return c
+
+
+def test_a_replicate_is_the_run_alone():
+  c = quick()
+  step = Step(c)
+  seeds, lrs = (3, 4, 4), (1e-3, 1e-3, 3e-3)
+  together, _ = trained(c, step.init(seeds, lrs), step)
+  for i, (seed, lr) in enumerate(zip(seeds, lrs, strict=True)):
+    alone, _ = trained(c, step.init(seed, lr), step)
+    one = jax.tree.map(lambda x, i=i: x[i], together)
+    close(one["params"], alone["params"])
+
+
+def test_replicates_may_see_their_own_batches():
+  c = quick()
+  step = Step(c)
+  own = [batch(c, seed=s) for s in (5, 6)]
+  both = jax.tree.map(lambda *x: jnp.stack(x), *own)
+  together, _ = step.train(step.init((0, 0), (1e-3, 1e-3)), both)
+  for i in range(2):
+    alone, _ = step.train(step.init(0, 1e-3), own[i])
+    one = jax.tree.map(lambda x, i=i: x[i], together)
+    close(one["params"], alone["params"])
+
+
+@pytest.mark.parametrize("replicates", [0, 8, 3])
+@pytest.mark.parametrize("model", [1, 2])
+def test_eight_devices_are_one(replicates, model):
+  c = quick("experts", batch=8)
+  step = Step(c)
+  if replicates:
+    seeds = tuple(range(replicates))
+    state = step.init(seeds, tuple(1e-3 for _ in seeds))
+  else:
+    state = step.init(0, 1e-3)
+  alone, _ = step.train(jax.tree.map(jnp.copy, state), batch(c))
+  sharding = Sharding(model)
+  spread = sharding.state(state)
+  sizes = [x.sharding.num_devices for x in jax.tree.leaves(spread)]
+  assert set(sizes) == {8}
+  together, _ = step.train(spread, sharding.batch(batch(c), replicates))
+  close(jax.device_get(together["params"]), jax.device_get(alone["params"]))
+
+
+def test_stacked_layers_are_never_sharded():
+  c = quick("mamba2")
+  c.model.depth = 8
+  state = jax.eval_shape(lambda: Step(c).init(0, 1e-3))
+  specs = Sharding(8).state_specs(state)
+  stacked = specs["params"]["stack_0"]["block_0"]["mamba2"]["in_proj"]
+  assert stacked["weight"][0] is None
+  assert "model" in tuple(stacked["weight"])
+
+
+def test_accumulated_is_the_whole_batch():
+  whole, _ = trained(c := quick(batch=6), Step(c).init(0, 1e-3), steps=3)
+  parts, _ = trained(
+    c := quick(batch=6, accumulate=3), Step(c).init(0, 1e-3), steps=3
+  )
+  close(parts["params"], whole["params"], 1e-4)
+
+
+def test_a_bad_step_keeps_the_state_of_before():
+  c = quick()
+  step = Step(c)
+  before = step.init((0, 1), (1e-3, 1e-3))
+  saved = jax.device_get(before)
+  # replicate 1 alone meets a batch with an infinite weight
+  good, bad = batch(c), batch(c)
+  bad["weights"] = bad["weights"].at[0, 0].set(jnp.inf)
+  both = jax.tree.map(lambda *x: jnp.stack(x), good, bad)
+  state, metrics = step.train(before, both)
+  assert metrics["alive"].tolist() == [True, False]
+  close(
+    jax.tree.map(lambda x: x[1], state["params"]),
+    jax.tree.map(lambda x: x[1], saved["params"]),
+    0,
+  )
+  assert state["step"].tolist() == [1, 0]
+  state, metrics = step.train(state, good)
+  assert metrics["alive"].tolist() == [True, False]
+  assert state["step"].tolist() == [2, 0]
+
+
+def test_weight_decay_and_muon_by_role():
+  """With no gradient, a rate of 1 shows what decays: matrices alone."""
+  c = quick("mamba2", decay=0.5)
+  for name in optimizer.OPTIMIZERS:
+    c.train.optimizer = name
+    step = Step(c)
+    state = step.init(0, 1.0)
+    zero = jax.tree.map(jnp.zeros_like, state["params"])
+    updates, _ = step.optimizer.update(zero, state["opt"], state["params"])
+    flat = jax.tree_util.tree_leaves_with_path(updates)
+    decayed = {jax.tree_util.keystr(p[-2:]) for p, u in flat if np.any(u)}
+    assert decayed == {"['in_proj']['weight']", "['out_proj']['weight']"}
+
+
+def test_muon_gives_a_matrix_orthogonal_updates_layer_by_layer():
+  c = quick("mamba2", optimizer="muon", decay=0.0)
+  step = Step(c)
+  state = step.init(0, 1.0)
+  noise = jax.tree.map(
+    lambda p: jax.random.normal(jax.random.key(p.size), p.shape),
+    state["params"],
+  )
+  updates, _ = step.optimizer.update(noise, state["opt"], state["params"])
+  out = updates["stack_0"]["block_0"]["mamba2"]["out_proj"]["weight"]
+  for layer in out:
+    values = np.linalg.svd(layer, compute_uv=False)
+    assert values.max() / values.min() < 2.5
+
+
+@pytest.mark.parametrize("name", optimizer.SCHEDULES)
+def test_schedules(name):
+  c = quick(steps=100, warmup=10, schedule=name, final=0.1, cooldown=0.2)
+  share = optimizer.schedule(c.train)
+  values = np.array([share(s) for s in range(101)])
+  assert values[0] == pytest.approx(1 / 11)
+  assert np.all(np.diff(values[:10]) > 0)
+  assert values[10] == pytest.approx(1)
+  assert values[100] == pytest.approx(0.1)
+  if name == "wsd":
+    assert np.all(values[10:80] == 1)
+  else:
+    assert values[55] == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(
+  ("fields", "error"),
+  [
+    ({"optimizer": "adam"}, "unknown optimizer 'adam'.*'adamw'"),
+    ({"schedule": "cosin"}, "unknown schedule 'cosin'.*'cosine'"),
+    ({"steps": 10, "warmup": 10}, "warmup=10 must be below steps=10"),
+  ],
+)
+def test_a_wrong_setting_is_refused(fields, error):
+  with pytest.raises(ValueError, match=error):
+    Step(quick(**fields))

@@ -1,0 +1,165 @@
+"""A run's folder: one writer, one config, and errors that say what to do."""
+
+import copy
+import errno
+import os
+import signal
+import subprocess
+import sys
+
+import ml_collections
+import models
+import pytest
+
+from train import workdir
+
+CONFIG = {
+  "model": {"dim": 24, "pattern": ("a", {"mixer": "b"}), "channels": {}},
+  "train": {"lr": 3e-3, "steps": 10, "keep": 2},
+}
+
+
+def changed(path, value):
+  config = copy.deepcopy(CONFIG)
+  *outer, last = path.split(".")
+  inner = config
+  for part in outer:
+    inner = inner[part]
+  inner[last] = value
+  return config
+
+
+def test_the_second_process_is_refused_and_told_who_holds_it(tmp_path):
+  code = (
+    "import sys, time; from train import workdir\n"
+    "with workdir.Workdir(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+  )
+  command = [sys.executable, "-c", code, tmp_path / "run"]
+  with subprocess.Popen(
+    command, stdout=subprocess.PIPE, cwd=models.ROOT
+  ) as holder:
+    assert holder.stdout.readline() == b"in\n"
+    with pytest.raises(ValueError, match=f"process {holder.pid} on .*") as e:
+      workdir.Workdir(tmp_path / "run")
+    assert "\n" not in str(e.value)
+    holder.send_signal(signal.SIGKILL)
+  workdir.Workdir(tmp_path / "run").close()
+
+
+def test_a_folder_is_free_once_closed_and_its_lock_names_the_new_holder(
+  tmp_path,
+):
+  with workdir.Workdir(tmp_path):
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+      workdir.Workdir(tmp_path)
+  (tmp_path / "lock").write_text("process 123456789 on a host of long name")
+  with workdir.Workdir(tmp_path):
+    assert str(os.getpid()) in (tmp_path / "lock").read_text()
+    assert "123456789" not in (tmp_path / "lock").read_text()
+
+
+def test_the_config_comes_back_hashable(tmp_path):
+  with workdir.Workdir(tmp_path) as w:
+    assert not w.record(ml_collections.ConfigDict(CONFIG), "abc")
+    assert w.record(CONFIG, "abc")
+  saved = workdir.read(tmp_path)
+  assert saved == {"format": 1, "config": CONFIG, "data": "abc"}
+  hash(saved["config"]["model"]["pattern"][:1])
+
+
+@pytest.mark.parametrize(
+  "path, value, line",
+  [
+    ("model.dim", 32, "model.dim: saved 24, given 32"),
+    ("train.lr", 1e-3, "train.lr: saved 0.003, given 0.001"),
+    ("train.new", "x", "train.new: saved None, given 'x'"),
+    ("model.channels", {"a": 1}, "model.channels.a: saved None, given 1"),
+  ],
+)
+def test_another_config_is_refused_field_by_field(tmp_path, path, value, line):
+  with workdir.Workdir(tmp_path) as w:
+    w.record(CONFIG)
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(ValueError) as e:
+      w.record(changed(path, value))
+    assert f"\n  {line}" in str(e.value)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_other_data_is_refused(tmp_path):
+  with workdir.Workdir(tmp_path) as w:
+    w.record(CONFIG, "abc")
+    for data in ("abd", None):
+      with pytest.raises(
+        ValueError, match=f"data changed: .*abc, given {data}"
+      ):
+        w.record(CONFIG, data)
+
+
+@pytest.mark.parametrize("path", workdir.FREE)
+def test_when_to_look_may_change_and_is_kept(tmp_path, path):
+  assert path in workdir.flat(models.config("attention").to_dict())
+  with workdir.Workdir(tmp_path) as w:
+    w.record(CONFIG)
+    assert w.record(changed(path, 7))
+  assert workdir.flat(workdir.read(tmp_path)["config"])[path] == 7
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    (None, "holds no run"),
+    ('{"format": 1, "con', "is not JSON"),
+    ('{"format": 2}', "format 2, this version reads 1"),
+    ("[]", "format None"),
+  ],
+)
+def test_what_is_no_run_says_so(tmp_path, text, message):
+  if text is not None:
+    (tmp_path / "config.json").write_text(text)
+  with pytest.raises(ValueError, match=message):
+    workdir.read(tmp_path)
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "replace"])
+@pytest.mark.parametrize(
+  "code, advice", [(errno.ENOSPC, "free some space"), (errno.EROFS, "writable")]
+)
+def test_a_disk_that_takes_no_file_loses_none(
+  tmp_path, monkeypatch, call, code, advice
+):
+  with workdir.Workdir(tmp_path) as w:
+    w.record(CONFIG)
+    before = {f: f.read_bytes() for f in tmp_path.iterdir()}
+
+    def fail(*args, **kwargs):
+      raise OSError(code, os.strerror(code))
+
+    place = workdir if call == "open" else os
+    with monkeypatch.context() as m:
+      m.setattr(place, call, fail, raising=False)
+      with pytest.raises(OSError) as e:
+        w.record(changed("train.keep", 5))
+  assert str(tmp_path / "config.json") in str(e.value)
+  assert advice in str(e.value)
+  assert "\n" not in str(e.value)
+  assert {f: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+  (tmp_path / "file").write_text("")
+  for path in (tmp_path / "file", tmp_path / "file" / "run"):
+    with pytest.raises(OSError, match="name a folder") as e:
+      workdir.Workdir(path)
+    assert str(path) in str(e.value)
+
+
+def test_a_refused_lock_file_is_closed(tmp_path, monkeypatch):
+  def fail(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with monkeypatch.context() as m:
+    m.setattr(os, "write", fail)
+    with pytest.raises(OSError, match="lock: .*free some space"):
+      workdir.Workdir(tmp_path)
+  workdir.Workdir(tmp_path).close()

@@ -1,0 +1,184 @@
+"""Speed of the one training step, of decoding, and of the recurrences.
+
+Every time is the least of several repeats, so that another program's moment
+on the machine does not count; compiling is timed apart, never from a cache.
+
+  FLOP/s   3 x forward FLOPs a token (arch.count) x tokens/s: the backward pass
+           is taken as twice the forward one, recomputation is not counted
+  memory   bytes of the compiled step: arguments, results and temporaries
+  decode   greedy, batch 1, from a state that is carried and donated
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import arch
+from arch import lm
+from arch.recurrence import delta, diagonal, gated
+from train import sizes
+from train.step import Step
+
+
+def resize(cfg, *, dim, depth, length, batch, symbols, dtype):
+  """A config at another width and depth, its other widths in proportion.
+
+  A pattern that is longer than `depth` keeps all of its blocks.
+  """
+  cfg = cfg.copy_and_resolve_references().unlock()
+  second = sizes.get(cfg, cfg.match.size)
+  if cfg.match.grows:
+    sizes.put(cfg, cfg.match.size, round(second * dim / cfg.model.dim))
+  cfg.model.dim = dim
+  cfg.model.depth = max(depth, len(cfg.model.pattern))
+  cfg.model.vocab.size = symbols
+  cfg.model.dtype = dtype
+  return reshape(cfg, length, batch)
+
+
+def reshape(cfg, length: int, batch: int):
+  """The same model, trained on other batches."""
+  cfg = cfg.copy_and_resolve_references().unlock()
+  cfg.model.length = cfg.train.length = length
+  cfg.train.batch = batch
+  return cfg
+
+
+def measure(cfg, peak: float, seconds: float = 3.0) -> dict:
+  """One architecture's row: sizes, compile time, speed and memory.
+
+  Args:
+    peak: FLOP/s of matrix products on this machine.
+    seconds: how long to repeat each thing that is timed.
+  """
+  step = Step(cfg)
+  count = arch.count(step.model, cfg.train.length)
+  state, batch = step.init(0, cfg.train.lr), random_batch(cfg)
+  start = time.perf_counter()
+  train = step.train.lower(state, batch).compile()
+  compiling = time.perf_counter() - start
+  memory = train.memory_analysis()
+  took, state = training(train, state, batch, seconds)
+  rate = cfg.train.batch * cfg.train.length / took
+  achieved = 3 * count.forward.total * rate
+  return {
+    "dim": cfg.model.dim,
+    "depth": cfg.model.depth,
+    "length": cfg.train.length,
+    "batch": cfg.train.batch,
+    "params": count.params,
+    "compile_seconds": compiling,
+    "step_seconds": took,
+    "tokens_per_second": rate,
+    "flops_per_second": achieved,
+    "share_of_peak": achieved / peak,
+    "memory_bytes": memory.argument_size_in_bytes
+    + memory.output_size_in_bytes
+    - memory.alias_size_in_bytes
+    + memory.temp_size_in_bytes,
+    "decode_tokens_per_second": decoding(step.model, state, seconds),
+  }
+
+
+def growth(cfg, lengths, seconds: float = 3.0) -> Iterator[dict]:
+  """Step times at each length, all with as many tokens as the longest one."""
+  for length in lengths:
+    own = reshape(cfg, length, max(lengths) // length)
+    step = Step(own)
+    state, batch = step.init(0, own.train.lr), random_batch(own)
+    took, _ = training(step.train, state, batch, seconds)
+    yield {"length": length, "batch": own.train.batch, "step_seconds": took}
+
+
+def random_batch(cfg) -> dict:
+  """Uniform symbols, a document's start at one position in 256."""
+  shape = (cfg.train.batch, cfg.train.length)
+  rng = np.random.default_rng(0)
+  tokens, targets = rng.integers(0, cfg.model.vocab.size, (2, *shape), np.int32)
+  return {
+    "tokens": jnp.asarray(tokens),
+    "targets": jnp.asarray(targets),
+    "weights": jnp.ones(shape),
+    "reset": jnp.asarray(rng.random(shape) < 1 / 256),
+  }
+
+
+def training(train: Callable, state, batch, seconds: float):
+  """Seconds of a step, and the state after the last one."""
+  return fastest(lambda state: train(state, batch)[0], state, seconds)
+
+
+def decoding(model, state, seconds: float) -> float:
+  """Tokens a second with the weights of a training state."""
+  model = lm.fill(model, state["params"], state["buffers"])
+  graph, arrays = lm.split(model)
+
+  @functools.partial(jax.jit, donate_argnums=1)
+  def one(arrays, carried):
+    token, memory = carried
+    logits, memory = lm.join(graph, arrays)(token, state=memory)
+    return jnp.argmax(logits, -1).astype(jnp.int32), memory
+
+  memory = jax.jit(lambda arrays: lm.join(graph, arrays).init_state(1))(arrays)
+  start = jnp.zeros((1, 1), jnp.int32), memory
+  took, _ = fastest(lambda c: one(arrays, c), start, seconds, calls=16)
+  return 1 / took
+
+
+def kernels(seconds: float = 1.0) -> Iterator[dict]:
+  """Value and gradient of each recurrence: its reference, its fast twin.
+
+  T = 2048, batch 1, 4 heads of K = V = 64; the diagonal one D = 256.
+  """
+  T, H, K = 2048, 4, 64
+  q, k, v, n, u = jax.random.normal(jax.random.key(0), (5, 1, T, H, K))
+  k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
+  g = jax.nn.log_sigmoid(n + 3)  # log decays, one a channel
+  a = -k * jax.nn.sigmoid(u)
+  row, wide = g[..., 0], (1, T, H * K)
+  cases = {
+    "diagonal": (diagonal, (jnp.exp(g).reshape(wide), v.reshape(wide))),
+    "gated": (gated, (q, k, v, row)),
+    "gated, K decays": (gated, (q, k, v, g)),
+    "delta": (delta, (q, k, v, row, a, k)),
+    "delta, K decays": (delta, (q, k, v, g, a, k)),
+  }
+  for name, (module, args) in cases.items():
+    fast = module.scan if module is diagonal else module.chunked
+    times = [both(f, args, seconds) for f in (module.reference, fast)]
+    yield {"recurrence": name, "reference": times[0], "fast": times[1]}
+
+
+def both(function: Callable, args, seconds: float) -> float:
+  """Seconds of value and gradient for every argument."""
+
+  def value(args):
+    return jnp.sum(jnp.sin(function(*args)[0]))
+
+  run = jax.jit(jax.value_and_grad(value))
+  took, _ = fastest(lambda _: run(args), None, seconds)
+  return took
+
+
+def fastest(function: Callable, state, seconds: float, calls: int = 1):
+  """The least seconds of state = function(state), and the last state.
+
+  Args:
+    seconds: how long to repeat, after one call to warm up; three at least.
+    calls: between two readings of the clock.
+  """
+  state = jax.block_until_ready(function(state))
+  best, repeats, end = math.inf, 0, time.perf_counter() + seconds
+  while repeats < 3 or time.perf_counter() < end:
+    start = time.perf_counter()
+    for _ in range(calls):
+      state = function(state)
+    jax.block_until_ready(state)
+    best = min(best, (time.perf_counter() - start) / calls)
+    repeats += 1
+  return best, state

@@ -1,0 +1,294 @@
+"""Compares architectures at equal parameters, data, tuning and seeds.
+
+Each arm is given the same grid of learning rates on seed 0, scored on the
+validation slice; its best rate then trains seeds 1 ... n, scored on the test
+slice. Seed s sees the same batches in every arm. A finished run leaves
+runs/ARM/RUN/result.json, so an interrupted comparison goes on where it stopped.
+"""
+
+import dataclasses
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+
+import arch
+from arch.count import decoding
+from train import data as data_lib
+from train import loop, platform, sizes, workdir
+from train.evaluate import Scorer
+from train.step import Step
+
+DECODE = (1024, 65_536)  # lengths at which decoding is counted
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is compared, and at what budget.
+
+  Attributes:
+    params: parameters of every arm, within 1 %; None for each config's own.
+    tokens: of one run, rounded up to whole steps.
+    length: tokens a sequence.
+    batch: sequences a step.
+    data: a name that train.data.load knows.
+    seeds: how many seeds are trained at an arm's best rate.
+    lrs: the grid of peak learning rates.
+    eval_bytes: size of the validation and test slices.
+  """
+
+  params: int | None
+  tokens: int
+  length: int
+  batch: int
+  data: str
+  seeds: int
+  lrs: tuple[float, ...]
+  eval_bytes: int
+
+  def __post_init__(self):
+    for name in ("tokens", "length", "batch", "seeds", "eval_bytes"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+    if not self.lrs or min(self.lrs) <= 0:
+      raise ValueError(f"lrs={self.lrs}: name positive learning rates")
+    if len(set(self.lrs)) < len(self.lrs):
+      raise ValueError(f"lrs={self.lrs} names a rate twice")
+
+  @property
+  def steps(self) -> int:
+    return -(-self.tokens // (self.batch * self.length))
+
+  def apply(self, cfg, data):
+    """cfg at this plan's budget, with its sizes solved."""
+    cfg = cfg.copy_and_resolve_references()
+    cfg.unlock()
+    cfg.data.name = self.data
+    t = cfg.train
+    t.steps, t.length, t.batch = self.steps, self.length, self.batch
+    t.warmup = min(t.warmup, self.steps // 10)
+    t.eval_every = max(1, -(-self.steps // 10))
+    t.save_every = t.eval_every
+    t.log_every = max(1, self.steps // 100)
+    t.eval_bytes = self.eval_bytes
+    cfg.model.length = self.length
+    cfg = loop.resolve(cfg, data)
+    return cfg if self.params is None else sizes.solve(cfg, self.params)
+
+
+class Comparison:
+  """A comparison in a workdir.
+
+  Args:
+    configs: name of an arm -> its config, before the plan is applied.
+    plan: the budget.
+    path: the workdir, created or gone on with.
+    say: prints a line.
+    together: how many replicates one program trains; 0 for one on a CPU,
+      which gains nothing from more, and all of a phase elsewhere.
+  """
+
+  def __init__(self, configs: Mapping, plan: Plan, path, *, say, together=0):
+    self.plan, self.path, self.say = plan, Path(path), say
+    alone = jax.default_backend() == "cpu"
+    self.together = together or (
+      1 if alone else max(plan.seeds, len(plan.lrs))
+    )
+    self.signals = loop.Signals()
+    self.data, self.configs = {}, {}
+    for name, cfg in configs.items():
+      with cfg.unlocked():
+        cfg.data.name = plan.data
+      kind = (cfg.data.tokenizer, cfg.data.vocab)
+      if cfg.data.tokenizer == "bytes":
+        kind = kind[:1]
+      if kind not in self.data:
+        self.data[kind] = data_lib.load(cfg.data.to_dict(), progress=say)
+      self.configs[name] = (cfg, self.data[kind])
+
+  def run(self) -> dict | None:
+    """The results, or None where a signal asked to stop before the end."""
+    with workdir.Workdir(self.path) as folder, self.signals:
+      first = next(iter(self.data.values()))
+      folder.record(dataclasses.asdict(self.plan), first.hash)
+      arms, planned = {}, {}
+      for name, (cfg, data) in self.configs.items():
+        planned[name] = self.plan.apply(cfg, data)
+        arms[name] = self.measure(planned[name])
+      self.show(arms)
+      runs = []
+      for name, (_, data) in self.configs.items():
+        done = self.arm(name, planned[name], data, arms[name])
+        if done is None:
+          return None
+        runs += done
+      return self.results(arms, runs, first)
+
+  def measure(self, cfg) -> dict:
+    """What an arm's model costs."""
+    model = arch.abstract(cfg.model)
+    sizes_ = arch.count(model, cfg.train.length)
+    later = {n: decoding(model, n) for n in DECODE}
+    return {
+      "params": sizes_.params,
+      "params_embedding": sizes_.embedding,
+      "sizes": {
+        "dim": cfg.model.dim,
+        "depth": cfg.model.depth,
+        cfg.match.size.removeprefix("model."): sizes.get(cfg, cfg.match.size),
+      },
+      "flops_per_token": sizes_.forward.total,
+      "decode_flops": {str(n): d.flops.total for n, d in later.items()},
+      "state_bytes": {str(n): d.bytes for n, d in later.items()},
+    }
+
+  def show(self, arms):
+    self.say(f"{'arm':20} {'parameters':>11} {'embedding':>10}  sizes")
+    for name, arm in arms.items():
+      its = ", ".join(f"{k}={v}" for k, v in arm["sizes"].items())
+      self.say(
+        f"{name:20} {arm['params']:11,} {arm['params_embedding']:10,}  {its}"
+      )
+
+  def arm(self, name, cfg, data, arm) -> list[dict] | None:
+    """Tunes and trains one arm; fills in its best rate."""
+    step = Step(cfg)
+    plan = self.plan
+    grid = [(0, lr) for lr in plan.lrs]
+    tuned = self.several(name, cfg, data, step, "tune", grid)
+    if tuned is None:
+      return None
+    better = max if data.is_task else min
+    alive = [run for run in tuned if not run["diverged"]]
+    if not alive:
+      self.say(f"{name}: diverged at every rate of {plan.lrs}; name lower ones")
+      return tuned
+    metric = "accuracy" if data.is_task else "bits_per_byte"
+    arm["lr"] = better(alive, key=lambda run: run[metric])["lr"]
+    arm["lr_at_edge"] = len(plan.lrs) > 1 and arm["lr"] in (
+      min(plan.lrs),
+      max(plan.lrs),
+    )
+    if arm["lr_at_edge"]:
+      self.say(
+        f"{name}: its best rate, {arm['lr']:g}, is at the edge of the grid; "
+        "a wider --lrs may find a better one"
+      )
+    seeds = [(seed, arm["lr"]) for seed in range(1, plan.seeds + 1)]
+    final = self.several(name, cfg, data, step, "final", seeds)
+    return None if final is None else tuned + final
+
+  def several(self, name, cfg, data, step, phase, jobs):
+    """Runs of one arm, as many together as asked for; None if stopped."""
+    done = []
+    for i in range(0, len(jobs), self.together):
+      group = jobs[i : i + self.together]
+      ids = "_".join(f"seed{seed}-lr{lr:g}" for seed, lr in group)
+      path = self.path / "runs" / name / f"{phase}-{ids}"
+      file = path / "result.json"
+      if not file.exists():
+        found = self.train(name, cfg, data, step, phase, group, path)
+        if found is None:
+          return None
+        workdir.replace(file, json.dumps(found))
+      done += json.loads(file.read_text())
+    return done
+
+  def train(self, name, cfg, data, step, phase, group, path):
+    """Trains one group and scores it; None if a signal stopped it."""
+    cfg = cfg.copy_and_resolve_references()
+    with cfg.unlocked():
+      cfg.train.seed, cfg.train.lr = group[0]
+    together = None if len(group) == 1 else group
+    what = ", ".join(f"seed {seed} lr {lr:g}" for seed, lr in group)
+    common = {
+      "arch": name,
+      "phase": phase,
+      "split": "valid" if phase == "tune" else "test",
+      "tokens": self.plan.steps * self.plan.batch * self.plan.length,
+      "config": workdir.plain(cfg),
+    }
+    try:
+      result = loop.run(
+        cfg,
+        path,
+        data,
+        step=step,
+        replicates=together,
+        label=f"{name} {what}",
+        signals=self.signals,
+      )
+    except loop.Diverged as error:
+      self.say(f"{name} {what} diverged: {error}")
+      return [
+        common
+        | {"seed": seed, "lr": lr, "diverged": True, "nats": None}
+        | self.timing(None)
+        for seed, lr in group
+      ]
+    if not result.done:
+      return None
+    scores = result.scores
+    if phase == "final":
+      windows = data.windows(
+        "test", length=cfg.train.length, size=cfg.train.eval_bytes
+      )
+      scores = Scorer(step.model)(result.state, windows, windows.bytes)
+    found = []
+    for i, (seed, lr) in enumerate(group):
+      own = "" if together is None else f"_{i}"
+      lines = [line for line in result.curve if f"loss{own}" in line]
+      curve = {
+        k: [line[k] for line in lines] for k in ("step", "tokens", "seconds")
+      }
+      curve["loss"] = [line[f"loss{own}"] for line in lines]
+      run = common | {"seed": seed, "lr": lr, "curve": curve}
+      run |= self.timing(result) | scores[i].metrics
+      run["diverged"] = not result.alive[i]
+      found.append(run)
+      score = scores[i].metrics
+      self.say(
+        f"{name} {phase} seed {seed} lr {lr:g}: "
+        + ", ".join(f"{k} {v:.4f}" for k, v in score.items())
+        + f" on {run['split']}, {run['tokens_per_second']:,.0f} tokens/s"
+      )
+    return found
+
+  def timing(self, result) -> dict:
+    if result is None:
+      keys = ("seconds", "tokens_per_second", "compile_seconds")
+      return dict.fromkeys(keys)
+    tokens = self.plan.batch * self.plan.length
+    seconds = result.seconds
+    return {
+      "seconds": seconds,
+      "tokens_per_second": (result.step - 1) * tokens / max(seconds, 1e-9),
+      "compile_seconds": result.compile_seconds,
+    }
+
+  def results(self, arms, runs, data) -> dict:
+    """What train.report reads: see train/report/data.py."""
+    notes = dict.fromkeys(d.note for d in self.data.values() if d.note)
+    return {
+      "format": 1,
+      "created": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
+      "command": platform.command(),
+      "versions": platform.versions(),
+      "machine": platform.machine(),
+      "data": {
+        "name": data.name,
+        "hash": data.hash,
+        "note": "; ".join(notes),
+        "tokenizer": ", ".join(
+          dict.fromkeys(cfg.data.tokenizer for cfg, _ in self.configs.values())
+        ),
+        "is_task": data.is_task,
+      },
+      "metric": "accuracy" if data.is_task else "bits_per_byte",
+      "length": self.plan.length,
+      "tokens": self.plan.steps * self.plan.batch * self.plan.length,
+      "arms": arms,
+      "runs": runs,
+    }

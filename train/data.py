@@ -1,0 +1,354 @@
+"""What a model is trained on: text in packed windows, or a synthetic task.
+
+A batch is a dict of arrays, B sequences of T:
+  tokens   int32    inputs; `vocab` is the start symbol, an input only
+  targets  int32    the symbol that follows, 0 <= target < vocab
+  weights  float32  1 where the target counts, else 0
+  reset    bool     True at the first input of a document, its start symbol
+n symbols of a document are n targets, b0 ... b_{n-1}, for the inputs start,
+b0 ... b_{n-2}. Documents stand end to end. A training window that begins
+inside a document gets the symbol before it as its first input and no reset
+there: the fresh state that it meets is one.
+
+Batches depend on the data, the tokeniser, B, T and the seed, never on a model.
+Errors are ValueErrors that name what was given and what is known.
+"""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from arch.layers import closest
+from arch.lm import configure
+from train import corpus, tasks, tokenizer
+from train.corpus import Progress, Split
+
+KNOWN = ("stdlib", "text:PATH", "tfds:NAME[/CONFIG]")
+VALID, TEST = 1, 2  # streams of a task's key; 0 is training's
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+  """Which data.
+
+  Attributes:
+    name: stdlib, text:PATH, tfds:NAME[/CONFIG] or task:NAME.
+    tokenizer: of text: bytes or bpe.
+    vocab: of bpe: how many symbols to learn.
+    documents: whether text begins anew at each document (start symbol and
+      reset), or runs on as if it were one.
+    task: fields of the task's own Config.
+  """
+
+  name: str = "stdlib"
+  tokenizer: str = "bytes"
+  vocab: int = 4096
+  documents: bool = True
+  task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if self.tokenizer not in tokenizer.KINDS:
+      raise ValueError(
+        f"unknown tokenizer {self.tokenizer!r}: "
+        f"{closest(self.tokenizer, tokenizer.KINDS)}"
+      )
+    if self.tokenizer == "bpe" and not 256 <= self.vocab <= 65536:
+      raise ValueError(f"{self.vocab=}: a byte-level BPE has 256 to 65536")
+
+
+def load(
+  cfg: Mapping[str, Any],
+  *,
+  tokens: tokenizer.Bytes | tokenizer.BPE | None = None,
+  progress: Progress = logging.info,
+) -> "Text | Task":
+  """The data that cfg (fields of Config) names.
+
+  Args:
+    tokens: a tokeniser to use instead of cfg's, such as a trained model's.
+    progress: told in a line what takes more than a moment.
+  """
+  cfg = configure(Config, "data", **cfg)
+  kind, _, rest = cfg.name.partition(":")
+  if kind == "task" and rest:
+    return Task(rest, cfg.task)
+  if cfg.name == "stdlib":
+    source = corpus.from_stdlib(progress)
+  elif kind == "text" and rest:
+    source = corpus.from_path(rest)
+  elif kind == "tfds" and rest:
+    source = corpus.from_tfds(rest, progress)
+  else:
+    known = [*KNOWN, *(f"task:{name}" for name in tasks.names())]
+    raise ValueError(f"unknown data {cfg.name!r}: {closest(cfg.name, known)}")
+  if not cfg.documents:
+    source = source.joined()
+  note = source.note
+  if tokens is None and cfg.tokenizer == "bytes":
+    tokens = tokenizer.Bytes()
+  elif tokens is None:
+    tokens = _bpe(source, cfg.vocab, progress)
+    if tokens.vocab < cfg.vocab:
+      short = f"its training text yields {tokens.vocab} of {cfg.vocab} symbols"
+      note = "; ".join(filter(None, [note, short]))
+  return Text(source, tokens, note, progress)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """A fixed list of batches, each made when it is asked for.
+
+  Attributes:
+    count: how many.
+    bytes: how many bytes of raw text they score together; 0 for a task.
+    make: batch number -> batch.
+  """
+
+  count: int
+  bytes: int
+  make: Callable[[int], Batch]
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __iter__(self) -> Iterator[Batch]:
+    return map(self.make, range(self.count))
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """Symbols of documents end to end, as a circle.
+
+  Attributes:
+    targets: N unsigned integers.
+    first: N bool, True at a document's first target; first[0] is True.
+    start: the start symbol.
+  """
+
+  targets: np.ndarray
+  first: np.ndarray
+  start: int
+
+  def __len__(self) -> int:
+    return len(self.targets)
+
+  def windows(self, starts: np.ndarray, length: int) -> Batch:
+    """The `length` targets from each of `starts` on; past the end: begin."""
+    at = starts[:, None] + np.arange(-1, length)[None]
+    symbols = self.targets.take(at, mode="wrap").astype(np.int32)
+    reset = self.first.take(at[:, 1:], mode="wrap")
+    return {
+      "tokens": np.where(reset, np.int32(self.start), symbols[:, :-1]),
+      "targets": symbols[:, 1:],
+      "weights": np.ones(reset.shape, np.float32),
+      "reset": reset,
+    }
+
+
+class Text:
+  """Text and a tokeniser.
+
+  Attributes:
+    vocab: number of targets.
+    hash: SHA-256 of the raw text, whatever the tokeniser.
+    note: what a reader of a result on it has to know, or "".
+  """
+
+  is_task = False
+
+  def __init__(
+    self,
+    source: corpus.Corpus,
+    tokens: tokenizer.Bytes | tokenizer.BPE,
+    note: str,
+    progress: Progress,
+  ):
+    self.corpus, self.tokenizer, self.note = source, tokens, note
+    self.name, self.hash, self.vocab = source.name, source.hash, tokens.vocab
+    self._progress = progress
+    self._packed = functools.cache(self._encode)
+
+  def encode(self, text: bytes) -> np.ndarray:
+    return self.tokenizer.encode(text)
+
+  def decode(self, ids: Iterable[int]) -> bytes:
+    return self.tokenizer.decode(ids)
+
+  def bytes_of(self, split: str) -> int:
+    return len(self._split(split).bytes)
+
+  def train(self, batch: int, length: int, seed: int | tuple[int, ...]):
+    """A Grain iterator of batches without end; its state is one number.
+
+    Several seeds give batches R B T, each replicate that of its seed alone.
+
+    An epoch cuts the text into windows from an offset of its own, in an order
+    of its own, so what a window holds differs from epoch to epoch.
+    """
+    import grain
+
+    packed = self._packed("train")
+    windows = len(packed) // length
+    if not windows:
+      raise ValueError(
+        f"{self.name}: its training text has {len(packed)} tokens, less than "
+        f"one window of {length=}"
+      )
+
+    def one(seed):
+      @functools.lru_cache(maxsize=2)
+      def offset(epoch):
+        return np.random.default_rng((seed, epoch)).integers(len(packed))
+
+      def place(index, window):
+        return (offset(index // windows) + window * length) % len(packed)
+
+      return (
+        grain.MapDataset.range(windows)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .map_with_index(place)
+        .batch(batch, drop_remainder=True)
+        .map(lambda starts: packed.windows(starts, length))
+      )
+
+    if isinstance(seed, int):
+      batches = one(seed)
+    else:
+      batches = grain.experimental.ZipMapDataset([one(s) for s in seed]).map(
+        lambda parts: jax.tree.map(lambda *leaves: np.stack(leaves), *parts)
+      )
+    return iter(
+      batches.to_iter_dataset(
+        # a window is a copy of memory: threads would cost more than they bring
+        grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+      )
+    )
+
+  def windows(
+    self, split: str, length: int, size: int | None = None, batch: int = 8
+  ) -> Batches:
+    """The first `size` bytes of a split (all without) in fixed windows.
+
+    Each byte is scored once, whatever `length` and `batch`. The slice is
+    chosen by bytes, so every tokeniser scores the same text. What pads the
+    last batch weighs nothing.
+    """
+    part = self._split(split)
+    if size is None or size >= len(part.bytes):
+      packed = self._packed(split)
+    else:
+      part = part.head(size)
+      packed = self._pack(part)
+
+    def make(index):
+      starts = (index * batch + np.arange(batch)) * length
+      made = packed.windows(starts, length)
+      inside = starts[:, None] + np.arange(length)[None] < len(packed)
+      return {**made, "weights": inside.astype(np.float32)}
+
+    return Batches(-(-len(packed) // (batch * length)), len(part.bytes), make)
+
+  def stream(self, split: str) -> Batch:
+    """A whole split as one sequence (B = 1), each byte scored once."""
+    packed = self._packed(split)
+    return packed.windows(np.zeros(1, int), len(packed))
+
+  def _split(self, split: str) -> Split:
+    if split not in corpus.SPLITS:
+      raise ValueError(
+        f"unknown split {split!r}: {closest(split, corpus.SPLITS)}"
+      )
+    return self.corpus.splits[split]
+
+  def _pack(self, part: Split) -> Packed:
+    return Packed(*self.tokenizer.encode_all(part), self.vocab)
+
+  def _encode(self, split: str) -> Packed:
+    part = self._split(split)
+    if isinstance(self.tokenizer, tokenizer.Bytes):
+      return self._pack(part)
+
+    def fill(folder):
+      self._progress(
+        f"encoding the {split} split of {self.name}, once: "
+        f"{len(part.bytes) / 1e6:.1f} MB"
+      )
+      packed = self._pack(part)
+      np.save(folder / "targets.npy", packed.targets)
+      np.save(folder / "first.npy", packed.first)
+
+    folder = corpus.cached(
+      f"tokens-{self.hash[:32]}-{self.tokenizer.hash[:32]}-{split}", fill
+    )
+    targets, first = (
+      np.load(folder / f"{name}.npy", mmap_mode="r")
+      for name in ("targets", "first")
+    )
+    return Packed(targets, first, self.vocab)
+
+
+def _bpe(source: corpus.Corpus, vocab: int, progress: Progress):
+  def fill(folder):
+    train = source.splits["train"]
+    progress(
+      f"training a BPE of {vocab} symbols on {source.name}, once: "
+      f"{len(train.bytes) / 1e6:.1f} MB"
+    )
+    learnt = tokenizer.BPE.train(train.documents(), vocab)
+    learnt.save(folder / "tokenizer.json")
+
+  folder = corpus.cached(f"bpe-{source.hash[:32]}-{vocab}", fill)
+  return tokenizer.load(folder / "tokenizer.json")
+
+
+class Task:
+  """A synthetic task: batches made on the device, without end.
+
+  Attributes:
+    cfg: the task's own Config.
+    vocab, note, length: the Config's.
+    hash: SHA-256 of the task's name and Config.
+  """
+
+  is_task = True
+
+  def __init__(self, name: str, fields: Mapping[str, Any]):
+    self._task = tasks.get(name)
+    self.cfg = configure(self._task.Config, f"task:{name}", **fields)
+    self.name, self.vocab = f"task:{name}", self.cfg.vocab
+    self.length, self.note = self.cfg.length, self.cfg.note
+    self.hash = hashlib.sha256(f"{name} {self.cfg}".encode()).hexdigest()
+
+  def batch(self, seed, step, batch: int, length: int) -> dict[str, jax.Array]:
+    """Training batch number `step`; seed and step may be traced."""
+    return self._make((0, seed, step), batch, length)
+
+  def windows(
+    self, split: str, length: int, size: int = 256_000, batch: int = 8
+  ) -> Batches:
+    """A fixed set of at least `size` tokens, apart from every training set."""
+    streams = {"valid": VALID, "test": TEST}
+    if split not in streams:
+      raise ValueError(f"unknown split {split!r}: {closest(split, streams)}")
+    make = jax.jit(
+      lambda index: self._make((streams[split], 0, index), batch, length)
+    )
+    return Batches(-(-size // (batch * length)), 0, make)
+
+  def _make(self, path, batch: int, length: int) -> dict[str, jax.Array]:
+    if length != self.length:
+      raise ValueError(
+        f"{self.name} makes sequences of {self.length}, asked for {length=}"
+      )
+    key = functools.reduce(jax.random.fold_in, path, jax.random.key(0))
+    return self._task.batch(self.cfg, key, batch)

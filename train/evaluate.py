@@ -1,0 +1,130 @@
+"""Scores a model: fixed windows with a fresh state, or a whole split with the
+state carried on.
+
+Bits per byte is the sum of -log2 p over all targets, divided by the bytes of
+the raw text that they spell.
+"""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from arch import lm
+from train import checkpoint, tokenizer, workdir
+from train import data as data_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """Sums over the scored positions.
+
+  Attributes:
+    nats: sum of -log p.
+    correct: how many targets were the likeliest symbol.
+    positions: how many targets there were.
+    bytes: how many bytes of raw text they spell; 0 for a task.
+  """
+
+  nats: float
+  correct: float
+  positions: float
+  bytes: int
+
+  @property
+  def bits_per_byte(self) -> float:
+    return self.nats / math.log(2) / self.bytes
+
+  @property
+  def metrics(self) -> dict[str, float]:
+    """What a log line says: nats a target, and the score itself."""
+    nats = self.nats / self.positions
+    if self.bytes:
+      return {"nats": nats, "bits_per_byte": self.bits_per_byte}
+    return {"nats": nats, "accuracy": self.correct / self.positions}
+
+
+def sums(model, x, batch):
+  """Nats, hits and weight of a batch whose features are x."""
+  nats, correct = model.vocab.score(x, batch["targets"])
+  w = batch["weights"]
+  return jnp.stack([jnp.sum(nats * w), jnp.sum(correct * w), jnp.sum(w)])
+
+
+class Scorer:
+  """Scores a training state, or each replicate of one, compiled once."""
+
+  def __init__(self, model):
+    self.model = model
+    one = jax.vmap(self._sums, in_axes=(0, 0, None))
+    self._compiled = {0: jax.jit(self._sums), 1: jax.jit(one)}
+
+  def _sums(self, params, buffers, batch):
+    model = lm.fill(self.model, params, buffers)
+    x, _, _ = model.features(batch["tokens"], batch["reset"])
+    return sums(model, x, batch)
+
+  def __call__(self, state, batches, size: int) -> list[Score]:
+    """One Score a replicate (one in all without replicates).
+
+    Args:
+      state: a training state; its params and buffers are read.
+      batches: dicts of tokens, targets, weights, reset, each B T.
+      size: bytes of raw text that the batches spell; 0 for a task.
+    """
+    score = self._compiled[state["step"].ndim]
+    # summed on the host in float64: a long split outgrows float32
+    sums = 0.0
+    for batch in batches:
+      part = score(state["params"], state["buffers"], batch)
+      sums = sums + np.asarray(part, np.float64)
+    return [Score(*row, size) for row in np.atleast_2d(sums)]
+
+
+def whole(
+  run,
+  *,
+  data: str | None = None,
+  split: str = "test",
+  context: int | None = None,
+  chunk: int = 1024,
+  which: str = "best",
+) -> tuple[Score, data_lib.Text]:
+  """Scores a whole split as one stream, each byte once.
+
+  Recurrences carry their state from call to call, attention its ring; a reset
+  at each document's first token forgets both.
+
+  Args:
+    run: a trained run's workdir.
+    data: what train.data.load knows; the run's own by default.
+    context: how many tokens back attention looks; the config's by default.
+    chunk: tokens a call.
+
+  Returns:
+    The score, and the data that it is of.
+  """
+  cfg = workdir.read(run)["config"]
+  named = {**cfg["data"], "name": data or cfg["data"]["name"]}
+  text = data_lib.load(named, tokens=tokenizer.of_run(run))
+  if text.is_task:
+    raise ValueError(f"{text.name} is a task: a stream needs text")
+  model = checkpoint.load_model(run, which)
+  graph, weights = lm.split(model)
+
+  @functools.partial(jax.jit, donate_argnums=1)
+  def add(weights, state, batch):
+    model = lm.join(graph, weights)
+    x, state, _ = model.features(batch["tokens"], batch["reset"], state)
+    return sums(model, x, batch), state
+
+  state, total = model.init_state(1, context), np.zeros(3)
+  parts = text.stream(split, chunk)
+  for part in tqdm(parts, f"{text.name} {split}", unit="chunk"):
+    found, state = add(weights, state, part)
+    total += np.asarray(found, np.float64)
+  return Score(*total, text.bytes_of(split)), text

@@ -1,0 +1,77 @@
+"""Text from a trained model, a symbol at a time from the carried state."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from arch import lm
+from train import checkpoint, tokenizer
+
+
+def sample(logits, key, temperature: float, top_p: float):
+  """A symbol a row of B V logits.
+
+  Of the likeliest symbols, as few are drawn from as hold `top_p` of the
+  probability (nucleus sampling, https://arxiv.org/abs/1904.09751); at a
+  temperature of 0 the likeliest is taken.
+  """
+  if temperature == 0:
+    return jnp.argmax(logits, -1)
+  logits = logits / temperature
+  ranked = -jnp.sort(-logits, -1)
+  share = jax.nn.softmax(ranked, -1)
+  before = jnp.cumsum(share, -1) - share
+  # the likeliest is kept whatever top_p is
+  inside = (before < top_p).at[..., 0].set(True)
+  least = jnp.min(jnp.where(inside, ranked, jnp.inf), -1, keepdims=True)
+  kept = jnp.where(logits >= least, logits, -jnp.inf)
+  return jax.random.categorical(key, kept)
+
+
+def stream(
+  workdir,
+  prompt: bytes,
+  *,
+  temperature: float = 0.8,
+  top_p: float = 0.95,
+  seed: int = 0,
+  size: int = 500,
+  which: str = "best",
+) -> Iterator[bytes]:
+  """Yields what follows the prompt in a new document, piece by piece.
+
+  Raises:
+    ValueError: no such run, or one that was trained on a task.
+  """
+  tokens = tokenizer.of_run(workdir)
+  model = checkpoint.load_model(workdir, which)
+  graph, weights = lm.split(model)
+
+  @jax.jit
+  def run(weights, state, text, reset):
+    logits, state = lm.join(graph, weights)(text, reset, state)
+    return logits[:, -1], state
+
+  @jax.jit
+  def draw(logits, step):
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return sample(logits, key, temperature, top_p)
+
+  start = tokens.vocab
+  text = np.concatenate([[start], tokens.encode(prompt)]).astype(np.int32)
+  reset = np.arange(len(text)) == 0
+  state = model.init_state(1)
+  logits, state = run(weights, state, text[None], reset[None])
+  written = step = 0
+  later = jnp.zeros((1, 1), bool)
+  while written < size:
+    symbol = draw(logits, step)
+    piece = tokens.decode([int(symbol[0])])
+    yield piece
+    written += len(piece)
+    step += 1
+    logits, state = run(
+      weights, state, symbol[:, None].astype(jnp.int32), later
+    )

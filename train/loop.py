@@ -1,0 +1,292 @@
+"""Trains one run in a workdir, from its start or from where it stopped.
+
+A run is a config, data and one or more replicates (seed, peak rate). Its step,
+its place in the data and its clock are saved together; nothing else is needed
+to go on, and a run that was killed ends with the numbers of one that was not.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from tqdm import tqdm
+
+from train import metrics as metrics_lib
+from train import tokenizer
+from train.checkpoint import Checkpoints
+from train.evaluate import Score, Scorer
+from train.metrics import Metrics
+from train.sharding import Sharding
+from train.step import Step
+from train.workdir import Workdir
+
+
+class Diverged(ValueError):
+  """The loss or a gradient of a run was not finite."""
+
+
+@dataclasses.dataclass
+class Result:
+  """Where a run stands.
+
+  Attributes:
+    state: the training state, with its replicates.
+    step: how many steps it has made.
+    done: whether these are all of its steps.
+    scores: the last evaluation, one Score a replicate.
+    seconds: time spent in training steps after the first, which compiles.
+    compile_seconds: the first step's, 0 where the step was compiled before.
+    curve: one line of metrics.jsonl after another.
+  """
+
+  state: dict
+  step: int
+  done: bool
+  scores: list[Score]
+  seconds: float
+  compile_seconds: float
+  curve: list[dict]
+
+  @property
+  def alive(self) -> list[bool]:
+    return jnp.atleast_1d(self.state["alive"]).tolist()
+
+
+def resolve(cfg, data) -> ml_collections.ConfigDict:
+  """cfg with the data's number of symbols; ValueError where it has another."""
+  cfg = cfg.copy_and_resolve_references()
+  given = cfg.model.vocab.size
+  if given not in (0, data.vocab):
+    raise ValueError(
+      f"model.vocab.size={given}, but {data.name} has {data.vocab} symbols: "
+      "leave it at 0, the data's own"
+    )
+  with cfg.unlocked():
+    cfg.model.vocab.size = data.vocab
+  return cfg
+
+
+class Signals:
+  """Turns SIGTERM and SIGINT into a flag that the loop reads.
+
+  A second one acts as it would have without this.
+  """
+
+  def __init__(self):
+    self.name = ""
+
+  def __enter__(self):
+    self.old = {
+      s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)
+    }
+    return self
+
+  def _catch(self, number, _):
+    self.name = signal.Signals(number).name
+    for s, handler in self.old.items():
+      signal.signal(s, handler)
+
+  def __exit__(self, *_):
+    for s, handler in self.old.items():
+      signal.signal(s, handler)
+
+
+class Clock:
+  """Adds up the seconds of training, without the compiler's or evaluation's."""
+
+  def __init__(self, seconds: float):
+    self.seconds, self.since = seconds, None
+
+  def start(self):
+    if self.since is None:
+      self.since = time.perf_counter()
+
+  def stop(self):
+    if self.since is not None:
+      self.seconds += time.perf_counter() - self.since
+      self.since = None
+
+  def read(self):
+    running = 0 if self.since is None else time.perf_counter() - self.since
+    return self.seconds + running
+
+
+def batches(cfg, data, seed):
+  """step -> batch, and Grain's iterator (None for a task).
+
+  seed may be a tuple: batches then have a leading axis of replicates, unless
+  all its seeds are one.
+  """
+  B, T = cfg.train.batch, cfg.train.length
+  if isinstance(seed, tuple) and len(set(seed)) == 1:
+    seed = seed[0]
+  if not data.is_task:
+    iterator = data.train(batch=B, length=T, seed=seed)
+    return (lambda step: next(iterator)), iterator
+
+  def make(seed, step):
+    return data.batch(seed, step, B, T)
+
+  each = jax.jit(jax.vmap(make, (0, None)) if isinstance(seed, tuple) else make)
+  return (lambda step: each(jnp.uint32(seed), jnp.uint32(step))), None
+
+
+def run(
+  cfg,
+  path,
+  data,
+  *,
+  step: Step | None = None,
+  replicates: Sequence[tuple[int, float]] | None = None,
+  label: str = "",
+  signals: Signals | None = None,
+) -> Result:
+  """Trains until cfg.train.steps, or until a signal asks to stop.
+
+  Args:
+    cfg: a config, as `resolve` returns it.
+    path: the workdir, created or gone on with.
+    data: what train.data.load returned.
+    step: a Step of the same config but for seed and rate, to compile once.
+    replicates: seeds and peak rates to train at once, on a leading axis of
+      the state; None for the config's own, without that axis.
+    label: what the progress bar says first.
+    signals: entered already by a caller that runs several.
+
+  Raises:
+    Diverged: a run without replicates met a loss that is not finite. The
+      newest checkpoint is of before that.
+  """
+  t = cfg.train
+  step = step or Step(cfg)
+  score = "accuracy" if data.is_task else "bits_per_byte"
+  if replicates is None:
+    seed, lr = t.seed, t.lr
+  else:
+    seed, lr = (tuple(column) for column in zip(*replicates, strict=True))
+
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(Workdir(path))
+    folder.record(cfg, None if data.is_task else data.hash)
+    if not data.is_task:
+      data.tokenizer.save(Path(path) / tokenizer.FILE)
+    if signals is None:
+      signals = stack.enter_context(Signals())
+    checkpoints = stack.enter_context(
+      Checkpoints(
+        folder,
+        t.keep,
+        metric=score,
+        better="max" if data.is_task else "min",
+      )
+    )
+    next_batch, iterator = batches(cfg, data, seed)
+    sharding = Sharding(t.model_devices)
+    state = sharding.state(step.init(seed, lr))
+    restored = checkpoints.restore(state, iterator)
+    start = 0
+    if restored is not None:
+      state, start = restored
+    log = Metrics(folder, None if restored is None else start)
+    stack.callback(log.close)
+    curve = metrics_lib.read(folder)
+    clock = Clock(next((c["seconds"] for c in curve[::-1]), 0.0))
+    scorer = Scorer(step.model)
+    windows = data.windows("valid", length=t.length, size=t.eval_bytes)
+    scores = []
+    tokens = t.batch * t.length
+    bar = stack.enter_context(
+      tqdm(
+        total=t.steps * tokens,
+        initial=start * tokens,
+        desc=label or str(path),
+        unit="tok",
+        unit_scale=True,
+        dynamic_ncols=True,
+        mininterval=0.5,
+      )
+    )
+
+    def record(n, found):
+      """Logs step n, whose metrics are done or nearly so."""
+      found = jax.device_get(found)
+      alive = np.atleast_1d(found.pop("alive"))
+      values = {k: v.tolist() for k, v in found.items()}
+      bar.update(tokens)
+      bar.set_postfix_str(f"loss {float(np.nanmean(found['loss'])):.3f}")
+      if not alive.any():
+        raise Diverged(
+          f"step {n}: the loss is {values['loss']}, with a gradient norm of "
+          f"{values['grad_norm']}; the newest checkpoint is of step "
+          f"{checkpoints.latest()}. Try a lower train.lr than {lr}"
+        )
+      if n % t.log_every == 0 or n == t.steps:
+        add(n, **values)
+
+    def add(n, **values):
+      lists = {k: v for k, v in values.items() if isinstance(v, list)}
+      one = {k: v for k, v in values.items() if not isinstance(v, list)}
+      for k, several in lists.items():
+        one |= {f"{k}_{i}": v for i, v in enumerate(several)}
+      line = {"step": n, "tokens": n * tokens, "seconds": clock.read(), **one}
+      log.write(**line)
+      curve.append(line)
+
+    def evaluate(n):
+      nonlocal scores
+      scores = scorer(state, windows, windows.bytes)
+      found = [s.metrics for s in scores]
+      if replicates is None:
+        add(
+          n,
+          **{
+            f"valid_{k}" if k == "nats" else k: v for k, v in found[0].items()
+          },
+        )
+      else:
+        add(n, **{k: [f[k] for f in found] for k in found[0]})
+      return {score: found[0][score]}
+
+    compile_seconds, behind = 0.0, None
+    n = start
+    while n < t.steps and not signals.name:
+      batch = sharding.batch(next_batch(n), len(replicates or ()))
+      if n == start:
+        before = time.perf_counter()
+        cached = step.train._cache_size()
+      state, ahead = step.train(state, batch)
+      n += 1
+      if n == start + 1:
+        jax.block_until_ready(state)
+        if step.train._cache_size() > cached:
+          compile_seconds = time.perf_counter() - before
+        clock.start()
+      if behind is not None:
+        record(n - 1, behind)
+      behind = ahead
+      looks = n % t.eval_every == 0 or n == t.steps
+      saves = looks or n % t.save_every == 0 or signals.name
+      if looks or saves:
+        record(n, behind)
+        behind = None
+        clock.stop()
+        best = evaluate(n) if looks else None
+        checkpoints.save(n, state, iterator, best)
+        clock.start()
+    if behind is not None:
+      record(n, behind)
+      checkpoints.save(n, state, iterator)
+    clock.stop()
+    checkpoints.wait()
+    if not scores:
+      scores = scorer(state, windows, windows.bytes)
+    return Result(
+      state, n, n >= t.steps, scores, clock.seconds, compile_seconds, curve
+    )

@@ -1,0 +1,198 @@
+"""What a process needs before and around JAX: set-up, and a description.
+
+setup(platform) comes first in every command, before `import jax` if it can:
+
+  an `arch` that is not this checkout's is refused (PyPI has another one);
+  freed memory stays with the process: fresh pages for each large result cost
+    a CPU step a fifth to a half of its time;
+  JAX does not look for a TPU where libtpu is installed and no TPU is, which
+    prints errors; a platform that was asked for and is not there is refused;
+  programs that took a second to compile are kept for the next start: 17 s ->
+    1 s for a small Mamba-2, with the same bits in its results.
+
+Raises ValueError, one line, for all that is refused.
+"""
+
+import ctypes
+import glob
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import platform as host
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PLATFORMS = ("cpu", "gpu", "tpu")
+PACKAGES = (
+  "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy"
+).split()
+GUARD = Path("/sys/devices/system/cpu/vulnerabilities/gather_data_sampling")
+
+
+def setup(platform: str | None = None):
+  """Prepares the process to run on cpu, gpu, tpu or the best there is."""
+  if platform not in (None, *PLATFORMS):
+    raise ValueError(f"platform {platform!r}: one of {', '.join(PLATFORMS)}")
+  own_arch()
+  if platform == "tpu" and not tpu_files():
+    raise absent(platform, "this machine has no TPU device files")
+  on_cpu = platform == "cpu" or not (tpu_files() or glob.glob("/dev/nvidia*"))
+  if on_cpu:
+    keep_pages()
+
+  import jax
+
+  if platform is not None:
+    # None lets JAX look for CUDA and ROCm
+    names = {"cpu": "cpu", "tpu": "tpu,cpu", "gpu": None}[platform]
+    jax.config.update("jax_platforms", names)
+  elif on_cpu and importlib.util.find_spec("libtpu"):
+    jax.config.update("jax_platforms", jax.config.jax_platforms or "cpu")
+  try:
+    found = jax.default_backend()
+  except RuntimeError as error:
+    raise absent(platform, str(error).partition("\n")[0]) from error
+  if platform not in (None, found):
+    raise absent(platform, f"JAX sees a {found} only")
+  keep_programs(found)
+
+
+def absent(platform: str | None, why: str) -> ValueError:
+  asked = f"--platform={platform}" if platform else "JAX_PLATFORMS"
+  return ValueError(f"{asked}: {why}; leave it out to run on what there is")
+
+
+def own_arch():
+  """Refuses an `arch` that is not the one beside this file."""
+  spec = importlib.util.find_spec("arch")
+  given = Path(spec.origin or "?").resolve() if spec else None
+  if given != ROOT / "arch" / "__init__.py":
+    raise ValueError(
+      f"`import arch` finds {given}, not {ROOT / 'arch'}: run from {ROOT}, or "
+      "uninstall the other package (pip uninstall arch)"
+    )
+
+
+def tpu_files() -> list[str]:
+  return glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+
+
+def keep_pages():
+  """Lets glibc keep what is freed, in one arena; nothing elsewhere."""
+  if host.libc_ver()[0] != "glibc":
+    return
+  libc = ctypes.CDLL(None)
+  M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
+  libc.mallopt(M_MMAP_MAX, 0)
+  libc.mallopt(M_MMAP_THRESHOLD, 4 * 2**20 * ctypes.sizeof(ctypes.c_long))
+  libc.mallopt(M_TRIM_THRESHOLD, -1)  # never
+  libc.mallopt(M_ARENA_MAX, 1)
+
+
+def keep_programs(backend: str):
+  """Keeps compiled programs on disk, where loading them is safe and silent.
+
+  On CPUs that a microcode guards against gather data sampling, XLA takes a
+  tuning preference for a missing instruction and warns at every load
+  (https://github.com/jax-ml/jax/issues/38445); elsewhere than on Linux,
+  loading has crashed. JAX_COMPILATION_CACHE_DIR overrules this.
+  """
+  import jax
+
+  from train.corpus import cache
+
+  if jax.config.jax_compilation_cache_dir:
+    return
+  name = backend
+  if backend == "cpu":
+    if not GUARD.exists() or GUARD.read_text().strip() != "Not affected":
+      return
+    # a home folder may be shared by machines of other instruction sets
+    name += "-" + hashlib.sha256("".join(cpu("flags")).encode()).hexdigest()[:8]
+  folder = cache() / "programs" / name
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return  # slower starts, and nothing else
+  if os.access(folder, os.W_OK):
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def cpu(field: str) -> list[str]:
+  """A field of /proc/cpuinfo's first processor, in a list; [] without one."""
+  info = Path("/proc/cpuinfo")
+  lines = info.read_text().splitlines() if info.exists() else []
+  pairs = (line.partition(":") for line in lines)
+  return [v.strip() for k, _, v in pairs if k.strip() == field][:1]
+
+
+def machine() -> dict:
+  """What ran: for results, beside times."""
+  import jax
+
+  devices = jax.devices()
+  return {
+    "cpu": (cpu("model name") or [host.processor() or host.machine()])[0],
+    "cores": len(os.sched_getaffinity(0))
+    if hasattr(os, "sched_getaffinity")
+    else os.cpu_count(),
+    "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    "system": host.platform(),
+    "platform": devices[0].platform,
+    "device": devices[0].device_kind,
+    "devices": len(devices),
+  }
+
+
+def versions() -> dict:
+  """Python, the packages that numbers depend on, and this project's commit."""
+  found = {"python": host.python_version()}
+  found |= {name: importlib.metadata.version(name) for name in PACKAGES}
+  return found | {"commit": commit()}
+
+
+def commit() -> str | None:
+  """This checkout's commit, `-dirty` if changed; None outside of git."""
+  if not (ROOT / ".git").exists():
+    return None
+  command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+  try:
+    done = subprocess.run(
+      [*command, "--abbrev=40"], capture_output=True, text=True, check=True
+    )
+  except (FileNotFoundError, subprocess.CalledProcessError):
+    return None  # no git, or no commit yet
+  return done.stdout.strip()
+
+
+def command() -> str:
+  """The command that this process was started by, for a shell."""
+  return shlex.join(["python", *sys.orig_argv[1:]])
+
+
+def peak(dtype: str = "float32", seconds: float = 1.5) -> float:
+  """The best FLOP/s of matrix products here, measured for `seconds`."""
+  import jax
+  import jax.numpy as jnp
+
+  shapes = [(4096, 256, 1024), (4096, 1024, 256), (1024,) * 3, (2048,) * 3]
+  if jax.default_backend() != "cpu":
+    shapes += [(8192,) * 3]
+  product = jax.jit(jnp.matmul)
+  args = [
+    (jnp.ones((M, K), dtype), jnp.ones((K, N), dtype)) for M, K, N in shapes
+  ]
+  jax.block_until_ready([product(*pair) for pair in args])
+  best, end = 0.0, time.perf_counter() + seconds
+  while time.perf_counter() < end:
+    for (M, K, N), pair in zip(shapes, args, strict=True):
+      start = time.perf_counter()
+      jax.block_until_ready(product(*pair))
+      took = time.perf_counter() - start
+      best = max(best, 2 * M * K * N / took)
+  return best

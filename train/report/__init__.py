@@ -1,0 +1,199 @@
+"""Reports of a comparison: tables, a page, a picture.
+
+`results` is described in train/report/data.py. Functions that take
+`conditions` take one such dict, or the list that `merge` gives for several
+workdirs.
+"""
+
+import csv
+import json
+import math
+import os
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from train.report import data, figures, page
+from train.report.data import merge, rows
+
+__all__ = ["leaderboard", "merge", "picture", "read", "rows", "write"]
+
+
+def read(workdir) -> dict:
+  """The results of a workdir. ValueError where there are none that fit."""
+  path = Path(workdir) / "results.json"
+  if not path.exists():
+    raise ValueError(f"no results.json in {workdir}: no comparison ended there")
+  try:
+    results = json.loads(path.read_text("utf-8"))
+  except json.JSONDecodeError as error:
+    raise ValueError(f"{path} is not JSON: {error}") from error
+  if "conditions" in results:
+    raise ValueError(
+      f"{path} reports several conditions: give the workdirs it came from"
+    )
+  return data.check(results)
+
+
+def write(conditions, folder) -> dict[str, Path]:
+  """Writes results.json, results.csv and report.html; returns their paths."""
+  conditions = _listed(conditions)
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  files = {
+    "results.json": json.dumps(plain(_json(conditions)), allow_nan=False)
+    + "\n",
+    "report.html": page.page(conditions),
+  }
+  for name, content in files.items():
+    _replace(folder / name, lambda f, content=content: f.write(content))
+  _replace(folder / "results.csv", lambda f: _csv(conditions, f))
+  names = (*files, "results.csv")
+  return {name: folder / name for name in names}
+
+
+def _listed(conditions):
+  listed = [conditions] if isinstance(conditions, dict) else list(conditions)
+  return [data.check(results) for results in listed]
+
+
+def _replace(path, write_to):
+  """A reader, or a full disk, meets the old file or the new one."""
+  part = path.with_name(path.name + ".part")
+  with part.open("w", encoding="utf-8", newline="") as f:
+    write_to(f)
+  os.replace(part, path)
+
+
+def plain(value):
+  """What JSON can hold: numpy as Python, and None for what is not finite."""
+  if isinstance(value, dict):
+    return {str(k): plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [plain(v) for v in value]
+  if isinstance(value, np.ndarray | np.generic):
+    return plain(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _json(conditions):
+  """One condition: itself and its leaderboard. Several: `runs` and
+  `leaderboard` of all, each entry with the index of its condition."""
+  if len(conditions) == 1:
+    return conditions[0] | {"leaderboard": rows(conditions[0])}
+  numbered = list(enumerate(conditions))
+  return {
+    "format": data.FORMAT,
+    "warning": data.mismatch(conditions),
+    "conditions": [
+      {k: v for k, v in c.items() if k != "runs"} for c in conditions
+    ],
+    "runs": [run | {"condition": i} for i, c in numbered for run in c["runs"]],
+    "leaderboard": [
+      row | {"condition": i} for i, c in numbered for row in rows(c)
+    ],
+  }
+
+
+RUN_COLUMNS = (
+  "arch", "phase", "split", "seed", "lr", "diverged", "nats", "tokens",
+  "seconds", "tokens_per_second", "compile_seconds",
+)  # fmt: skip
+ARM_COLUMNS = (
+  "rank", "params", "params_embedding", "flops_per_token", "decode_flops_1k",
+  "decode_flops_64k", "state_bytes_1k", "state_bytes_64k",
+)  # fmt: skip
+
+
+def _csv(conditions, f):
+  """A line a run, with its arm's costs and rank beside it."""
+  table = csv.writer(f)
+  table.writerow(("condition", "metric", "score", *RUN_COLUMNS, *ARM_COLUMNS))
+  for i, results in enumerate(conditions):
+    arms = {row["arch"]: row for row in rows(results)}
+    for run in results["runs"]:
+      table.writerow(
+        [i, results["metric"], data.score(results, run)]
+        + [run[column] for column in RUN_COLUMNS]
+        + [arms[run["arch"]][column] for column in ARM_COLUMNS]
+      )
+
+
+COLUMNS, NAME = 120, 20  # widest line, widest arm
+
+
+def leaderboard(conditions) -> str:
+  """The table for a terminal, at most COLUMNS wide."""
+  conditions = _listed(conditions)
+  texts = [_leaderboard(results) for results in conditions]
+  if len(conditions) > 1:
+    texts = [
+      f"{page.condition(c)}\n{text}"
+      for c, text in zip(conditions, texts, strict=True)
+    ]
+    texts.insert(0, data.mismatch(conditions))
+  return "\n\n".join(texts)
+
+
+def _leaderboard(results) -> str:
+  table = rows(results)
+  places = data.decimals(table)
+  fixed = partial(data.humanise, trim=False)
+  size = partial(data.humanise_bytes, trim=False)
+  groups = {4: "parameters", 6: "FLOPs a token", 9: "state"}
+  lines = [
+    (
+      "rank", "arm", data.metric(results).name, "nats", "total", "embed",
+      "fwd", "at 1k", "at 64k", "at 1k", "at 64k", "tok/s", "s",
+    ),
+  ]  # fmt: skip
+  for row in table:
+    name = row["arch"]
+    score = data.plus_minus(row["score"], row["interval"], places)
+    lines.append(
+      (
+        "–" if row["rank"] is None else str(row["rank"]),
+        name if len(name) <= NAME else name[: NAME - 1] + "…",
+        score + ("†" if row["diverged"] else ""),
+        data.plus_minus(row["nats"], None, 3),
+        fixed(row["params"]),
+        fixed(row["params_embedding"]),
+        fixed(row["flops_per_token"]),
+        fixed(row["decode_flops_1k"]),
+        fixed(row["decode_flops_64k"]),
+        size(row["state_bytes_1k"]).replace(" ", ""),
+        size(row["state_bytes_64k"]).replace(" ", ""),
+        fixed(row["tokens_per_second"]),
+        fixed(row["seconds"]),
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  align = [str.rjust, str.ljust] + [str.rjust] * (len(widths) - 2)
+  header, *body = [
+    "  ".join(f(t, w) for f, t, w in zip(align, cells, widths, strict=True))
+    for cells in lines
+  ]
+  over = ""
+  for column, group in groups.items():
+    over = over.ljust(sum(widths[:column]) + 2 * column) + group
+  notes = [
+    textwrap.fill(note, COLUMNS)
+    for note in (data.verdict(results, table), *data.warnings(results, table))
+  ]
+  rule = "-" * len(header)
+  return "\n".join([over, header, rule, *body, rule, *notes])
+
+
+def picture(results, path):
+  """The forest plot and the curves over tokens as one SVG, light and dark."""
+  path = Path(path)
+  if path.suffix != ".svg":
+    raise ValueError(f"a picture is an .svg file, got {path.name!r}")
+  table = rows(results)
+  drawn = {row["arch"]: data.curve(results, row["arch"]) for row in table}
+  drawn = {arm: c for arm, c in drawn.items() if c is not None}
+  path.write_text(figures.picture(results, table, drawn), encoding="utf-8")

@@ -1,0 +1,362 @@
+"""The HTML report: one file that asks nothing of the network.
+
+page.html beside this file is the frame, with its style and its script; this
+fills it, one section a condition. Everything that came from results is escaped.
+"""
+
+import json
+from functools import partial
+from html import escape
+from pathlib import Path
+from string import Template
+
+from train.report import data, figures
+from train.report import svg as draw
+
+NARROW, HALF, WIDE = 358, 604, 1248
+
+
+def page(conditions) -> str:
+  """The whole page for a list of results, one for each condition."""
+  several = len(conditions) > 1
+  head = f"<h1>{escape(title(conditions))}</h1>"
+  if several:
+    head += f'<p class="verdict">{escape(data.mismatch(conditions))}</p>'
+  body = "".join(
+    section(results, f"c{i}", several) for i, results in enumerate(conditions)
+  )
+  frame = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
+  return frame.substitute(
+    title=escape(title(conditions)), style=draw.STYLE, body=head + body
+  )
+
+
+def title(conditions) -> str:
+  arms = sum(len(c["arms"]) for c in conditions)
+  where = data.names(list(dict.fromkeys(c["data"]["name"] for c in conditions)))
+  what = "architecture" if arms == 1 else "architectures"
+  return f"{arms} {what} on {where}"
+
+
+def section(results, name, several) -> str:
+  table = data.rows(results)
+  found = data.warnings(results, table)
+  seeds = max((len(row["scores"]) for row in table), default=0)
+  facts = [
+    f"{data.humanise(results['tokens'])} training tokens a run",
+    f"length {results['length']}",
+    f"{seeds} seed{'s' * (seeds != 1)}",
+    str(results["created"])[:10],
+  ]
+  out = []
+  if several:
+    out.append(f'<h2 class="condition">{escape(condition(results))}</h2>')
+  out += [
+    f'<p class="verdict">{escape(data.verdict(results, table))}</p>',
+    f'<p class="facts">{escape(" · ".join(facts))}</p>',
+  ]
+  if found:
+    items = "".join(f"<li>{escape(line)}</li>" for line in found)
+    out.append(f'<ul class="warnings">{items}</ul>')
+  out += [
+    scores(results, table),
+    leaderboard(results, table),
+    curves(results, table, name),
+    pareto(results, table),
+    rates(results),
+    diverged(results),
+    sizes(results, table),
+    conditions(results),
+  ]
+  return "".join(out)
+
+
+def condition(results) -> str:
+  return (
+    f"{results['data']['name']}, {data.humanise(results['tokens'])} tokens, "
+    f"length {results['length']}, {data.metric(results).name}"
+  )
+
+
+def heading(text, about) -> str:
+  return f'<h2>{escape(text)}</h2><p class="about">{escape(about)}</p>'
+
+
+def both(figure, wide=WIDE) -> str:
+  """A figure at two widths, of which the style shows the one that fits."""
+  narrow, wide = figure(NARROW), figure(wide)
+  if not narrow:
+    return ""
+  return (
+    f'<figure class="narrow">{narrow}</figure>'
+    f'<figure class="wide">{wide}</figure>'
+  )
+
+
+def scores(results, table) -> str:
+  figure = both(lambda width: figures.forest(results, table, width))
+  if not figure:
+    return ""
+  about = (
+    "Filled marks are means, rings are seeds, lines are 95 % t intervals over "
+    "seeds. "
+  )
+  if len(table) > 1:
+    about += (
+      "Arms between two rules share a rank: seed by seed, their difference to "
+      "the best of them may be zero. The dotted line is the first arm. Click "
+      "or tap an arm to follow it through the page. "
+    )
+  if figures.bound(results, table) is not None:
+    about += "An arrow: outside the plot. "
+  if any(row["diverged"] for row in table):
+    about += "† without its diverged seeds, hence not ranked."
+  return heading("Score", about) + figure
+
+
+def swatch(results, arm) -> str:
+  index = figures.order(results)[arm]
+  return (
+    f'<svg width="14" height="14" viewBox="-7 -7 14 14" class="s{index % 8}" '
+    f'aria-hidden="true">{draw.mark(index)}</svg>'
+  )
+
+
+def arm_cell(results, arm, rank=None) -> str:
+  number = "" if rank is None else f'<span class="rank">{escape(rank)}</span>'
+  return (
+    f'<td class="left stick">{number}{swatch(results, arm)}<span class="name" '
+    f'data-arm="{escape(arm)}" title="{escape(arm)}">{escape(arm)}</span></td>'
+  )
+
+
+def leaderboard(results, table) -> str:
+  unit, places = data.metric(results), data.decimals(table)
+  length = data.humanise(results["length"], 4)
+  groups = (
+    (unit.name, ("95 % interval", "vs first", "nats a target")),
+    ("parameters", ("total", "embedding")),
+    ("FLOPs a token", (f"forward at {length}", "decode 1k", "decode 64k")),
+    ("state", ("at 1k", "at 64k")),
+    ("speed", ("tokens/s", "seconds")),
+  )
+  head = '<tr><th class="left stick" rowspan="2">arm</th>'
+  head += "".join(
+    f'<th class="group" colspan="{len(columns)}">{escape(group)}</th>'
+    for group, columns in groups
+  )
+  head += "</tr><tr>"
+  for _, columns in groups:
+    head += "".join(f"<th>{escape(column)}</th>" for column in columns)
+  head += "</tr>"
+
+  fixed = partial(data.humanise, trim=False)
+  lines = []
+  for i, row in enumerate(table):
+    score = data.plus_minus(row["score"], row["interval"], places)
+    gap = data.plus_minus(row["gap"], row["gap_interval"], places, signed=True)
+    cells = [
+      score + (" †" if row["diverged"] and row["score"] is not None else ""),
+      gap,
+      data.plus_minus(row["nats"], None, places),
+      fixed(row["params"]),
+      fixed(row["params_embedding"]),
+      fixed(row["flops_per_token"]),
+      fixed(row["decode_flops_1k"]),
+      fixed(row["decode_flops_64k"]),
+      data.humanise_bytes(row["state_bytes_1k"], trim=False),
+      data.humanise_bytes(row["state_bytes_64k"], trim=False),
+      fixed(row["tokens_per_second"]),
+      fixed(row["seconds"]),
+    ]
+    rank = "–" if row["rank"] is None else str(row["rank"])
+    ends = i + 1 < len(table) and table[i + 1]["rank"] != row["rank"]
+    lines.append(
+      f"<tr{' class=last' if ends else ''}>"
+      + arm_cell(results, row["arch"], rank)
+      + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+      + "</tr>"
+    )
+  about = (
+    f"{unit.better.capitalize()} {unit.name} is better. “vs first” is the "
+    "paired difference to the first arm over common seeds. Seconds are those "
+    "of training one run. Intervals are of one arm or one pair, not adjusted "
+    "for how many are looked at."
+  )
+  return heading("Leaderboard", about) + grid(head, lines)
+
+
+def grid(head, lines) -> str:
+  return (
+    f'<div class="scroll"><table><thead>{head}</thead>'
+    f"<tbody>{''.join(lines)}</tbody></table></div>"
+  )
+
+
+def curves(results, table, name) -> str:
+  drawn = {row["arch"]: data.curve(results, row["arch"]) for row in table}
+  drawn = {arm: c for arm, c in drawn.items() if c is not None}
+  if not drawn:
+    return ""
+  buttons = "".join(
+    f'<label><input type="radio" name="{name}-axis" value="{axis}"'
+    f"{' checked' if axis == 'tokens' else ''}>"
+    f"{'FLOPs' if axis == 'flops' else axis}</label>"
+    for axis in figures.AXES
+  )
+  shown = "".join(
+    f'<div data-shows="{axis}">'
+    + both(lambda width, axis=axis: figures.curves(results, drawn, axis, width))
+    + "</div>"
+    for axis in figures.AXES
+  )
+  points = {
+    arm: {k: [float(f"{v:.5g}") for v in c[k]] for k in (*figures.AXES, "loss")}
+    for arm, c in drawn.items()
+  }
+  # "</script>" in an arm's name would end the element
+  inline = json.dumps(points).replace("<", "\\u003c")
+  about = (
+    "Mean of the seeds, the band from the lowest to the highest. The training "
+    "loss is what the optimiser sees, and not the score."
+  )
+  return (
+    heading("Curves", about)
+    + f'<div class="axes"><div class="switch">{buttons}</div>{shown}'
+    + '<p class="readout">Point at the curves to read them.</p>'
+    + f'<script type="application/json">{inline}</script></div>'
+  )
+
+
+def pareto(results, table) -> str:
+  if sum(row["score"] is not None for row in table) < 2:
+    return ""
+  plots = {
+    "params": "parameters",
+    "decode_flops_1k": "decode FLOPs a token at 1k",
+    "decode_flops_64k": "decode FLOPs a token at 64k",
+    "state_bytes_64k": "state at 64k",
+  }
+
+  def plot(field, width):
+    return figures.pareto(results, table, field, plots[field], width)
+
+  drawn = "".join(
+    f"<div>{both(partial(plot, field), HALF)}</div>" for field in plots
+  )
+  about = (
+    "Score against what it costs. The dotted step joins the arms that no other "
+    "arm beats on both. An arrow: outside the plot. A mark without a name had "
+    "no room for it: tap it."
+  )
+  return heading("Trade-offs", about) + f'<div class="pair">{drawn}</div>'
+
+
+def rates(results) -> str:
+  figure = both(lambda width: figures.rates(results, width))
+  if not figure:
+    return ""
+  about = (
+    f"Validation {data.metric(results).name} on the tuning seed. The ringed "
+    "rate was used for the final runs; a cross diverged, a triangle lies "
+    "outside the plot."
+  )
+  return heading("Learning rates", about) + figure
+
+
+def diverged(results) -> str:
+  runs = data.diverged_runs(results)
+  if not runs:
+    return ""
+  head = (
+    '<tr><th class="left stick">arm</th><th class="left">phase</th>'
+    "<th>learning rate</th><th>seed</th><th>tokens</th></tr>"
+  )
+  lines = [
+    f"<tr>{arm_cell(results, run['arch'])}"
+    f'<td class="left">{escape(run["phase"])}</td>'
+    f"<td>{data.humanise_rate(run['lr'])}</td><td>{run['seed']:d}</td>"
+    f"<td>{data.humanise(run['tokens'])}</td></tr>"
+    for run in runs
+  ]
+  about = "Their loss stopped being a number. None of them is in any mean."
+  return heading("Diverged runs", about) + grid(head, lines)
+
+
+def sizes(results, table) -> str:
+  fields = list(
+    dict.fromkeys(k for arm in results["arms"].values() for k in arm["sizes"])
+  )
+  head = '<tr><th class="left stick">arm</th>' + "".join(
+    f"<th>{escape(name)}</th>"
+    for name in (
+      *fields,
+      "parameters",
+      "embedding",
+      "tokens a parameter",
+      "learning rate",
+    )
+  )
+  lines = []
+  for row in table:
+    arm = results["arms"][row["arch"]]
+    cells = [str(arm["sizes"].get(field, "–")) for field in fields]
+    cells += [
+      f"{row['params']:,}",
+      f"{row['params_embedding']:,}",
+      data.humanise(row["tokens_per_parameter"]),
+      data.humanise_rate(row["lr"]) + (" (edge)" if row["lr_at_edge"] else ""),
+    ]
+    lines.append(
+      f"<tr>{arm_cell(results, row['arch'])}"
+      + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+      + "</tr>"
+    )
+  about = "The widths that were solved for, and what they came to."
+  return heading("Sizes", about) + grid(head + "</tr>", lines)
+
+
+def conditions(results) -> str:
+  about = results["data"]
+  splits = sorted(
+    {r["split"] for r in results["runs"] if r["phase"] == "final"}
+  )
+  facts = [
+    ("data", about["name"]),
+    ("data SHA-256", about["hash"]),
+    ("note", about.get("note")),
+    ("tokeniser", about["tokenizer"]),
+    ("scored on", ", ".join(splits)),
+    ("tokens a run", f"{results['tokens']:,}"),
+    ("length", results["length"]),
+  ]
+  for source in results.get("sources", [results]):
+    named = [("workdir", source["name"])] if "name" in source else []
+    facts += named + [
+      ("date", source["created"]),
+      ("machine", flat(source["machine"])),
+      ("versions", flat(source["versions"])),
+      ("command", source["command"]),
+    ]
+  items = "".join(
+    f"<dt>{escape(key)}</dt><dd>"
+    + (
+      f"<code>{escape(str(value))}</code>"
+      if key in CODE
+      else escape(str(value))
+    )
+    + "</dd>"
+    for key, value in facts
+    if value not in (None, "")
+  )
+  return f"<h2>Conditions</h2><dl>{items}</dl>"
+
+
+CODE = ("command", "data SHA-256")
+
+
+def flat(value) -> str:
+  """A dict of facts on one line."""
+  if isinstance(value, dict):
+    return ", ".join(f"{k} {v}" for k, v in value.items())
+  return str(value)

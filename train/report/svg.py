@@ -1,0 +1,207 @@
+"""What figures are drawn with: scales, axes, marks, as SVG text.
+
+An arm has a colour and a marker by its index: classes s0 ... s7, of which STYLE
+gives the colours, light and dark, and hollow markers from the ninth on. The
+colours were chosen for a contrast of 3 to their ground and for the largest
+smallest distance in OKLab under normal, protan and deutan sight (Machado et al.
+2009). Lengths are pixels, y grows downwards.
+"""
+
+import math
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+SIZE = 12  # pixels of text
+STYLE = """
+svg { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  --ink: #1b1d22; --soft: #5b616c; --rule: #dfe2e8; --ground: #ffffff;
+  --c0: #4c53d7; --c1: #dc7d06; --c2: #006e7e; --c3: #c82417;
+  --c4: #9d83f4; --c5: #7b1229; --c6: #709e98; --c7: #62008d; }
+@media (prefers-color-scheme: dark) { svg {
+  --ink: #e9ebef; --soft: #a2a9b5; --rule: #343943; --ground: #16181d;
+  --c0: #6d72f2; --c1: #ffc966; --c2: #0692a6; --c3: #fb7601;
+  --c4: #d8d3fd; --c5: #e0364d; --c6: #88b2a1; --c7: #ba8dfe; } }
+.s0 { --c: var(--c0) } .s1 { --c: var(--c1) } .s2 { --c: var(--c2) }
+.s3 { --c: var(--c3) } .s4 { --c: var(--c4) } .s5 { --c: var(--c5) }
+.s6 { --c: var(--c6) } .s7 { --c: var(--c7) }
+svg text { fill: var(--ink) } svg .soft { fill: var(--soft) }
+svg .over { paint-order: stroke; stroke: var(--ground); stroke-width: 3px }
+svg .strong { font-weight: 600 }
+svg .value { font-variant-numeric: tabular-nums }
+svg .rule { stroke: var(--rule); fill: none }
+svg .axis { stroke: var(--soft); fill: none }
+svg .guide { stroke: var(--soft); stroke-dasharray: 2 3; fill: none }
+svg .line { stroke: var(--c); stroke-width: 2; fill: none;
+  stroke-linejoin: round; stroke-linecap: round }
+svg .dashed { stroke-dasharray: 6 4 }
+svg .leader { stroke: var(--c); stroke-width: 1; opacity: .6; fill: none }
+svg .band { fill: var(--c); opacity: .14 }
+svg .mark { fill: var(--c); stroke: var(--ground); stroke-width: 1.5 }
+svg .hollow { fill: var(--ground); stroke: var(--c); stroke-width: 2 }
+svg .seed { fill: none; stroke: var(--c); stroke-width: 1.4; opacity: .75 }
+svg .cross { stroke: var(--ink); stroke-width: 1.6; fill: none }
+svg .ring { stroke: var(--ink); stroke-width: 1.5; fill: none }
+"""
+MARKS = (
+  "M-5 0A5 5 0 1 0 5 0A5 5 0 1 0 -5 0Z",
+  "M-4.6 -4.6H4.6V4.6H-4.6Z",
+  "M0 -6L5.6 4.2H-5.6Z",
+  "M0 -6.4L6.4 0L0 6.4L-6.4 0Z",
+  "M0 6L5.6 -4.2H-5.6Z",
+  "M-2 -6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+  "M0 -6L5.7 -1.9L3.5 4.9H-3.5L-5.7 -1.9Z",
+  "M-6 0L-3 -5.2H3L6 0L3 5.2H-3Z",
+)
+
+
+class Scale(NamedTuple):
+  """Maps low ... high to the pixels start ... end."""
+
+  low: float
+  high: float
+  start: float
+  end: float
+  log: bool = False
+  binary: bool = False  # ticks at powers of two
+
+  def __call__(self, value):
+    f = np.log if self.log else np.asarray
+    share = (f(value) - f(self.low)) / (f(self.high) - f(self.low))
+    return self.start + share * (self.end - self.start)
+
+  def ticks(self, count) -> list[float]:
+    """About `count` round values inside the scale."""
+    if self.binary:
+      powers = range(
+        math.ceil(math.log2(self.low)), math.floor(math.log2(self.high)) + 1
+      )
+      return [2.0**p for p in powers[:: math.ceil(len(powers) / count) or 1]]
+    if self.log and self.high / self.low >= 8:
+      decades = range(
+        math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1
+      )
+      for steps in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [s * 10.0**d for d in decades for s in steps]
+        ticks = [t for t in ticks if self.low <= t <= self.high]
+        if len(ticks) <= count:
+          return ticks
+      return ticks[:: math.ceil(len(ticks) / count)]
+    rough = (self.high - self.low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999)
+    first = math.ceil(self.low / step - 1e-9)
+    last = math.floor(self.high / step + 1e-9)
+    return [i * step for i in range(first, last + 1)]
+
+
+def padded(low, high, share=0.06) -> tuple[float, float]:
+  """Widens a range by a share of it at each end; a point by a tenth of it."""
+  spread = high - low or abs(high) * 0.1 or 1.0
+  middle = (low + high) / 2
+  return middle - spread * (0.5 + share), middle + spread * (0.5 + share)
+
+
+def tick_text(value, ticks) -> str:
+  """A linear tick with as many places as the step between ticks needs."""
+  if len(ticks) < 2:
+    return f"{value:.6g}"
+  step = ticks[1] - ticks[0]
+  return f"{value:.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+
+
+def text_width(text, size=SIZE) -> float:
+  return 0.6 * size * len(text)
+
+
+def shorten(text, pixels) -> str:
+  fits = max(3, int(pixels / text_width("n")))
+  return text if len(text) <= fits else text[: fits - 1] + "…"
+
+
+def mark(index, x=0.0, y=0.0, scale=1.0) -> str:
+  """An arm's marker at x, y."""
+  style = "hollow" if index // 8 % 2 else "mark"
+  return (
+    f'<path class="{style}" d="{MARKS[index % 8]}" '
+    f'transform="translate({x:.1f} {y:.1f}) scale({scale:g})"/>'
+  )
+
+
+def series(arm, index, *inside) -> str:
+  """The group of one arm's shapes, which a click on the page brings forward."""
+  return (
+    f'<g class="arm s{index % 8}" data-arm="{escape(arm)}">'
+    f"<title>{escape(arm)}</title>{''.join(inside)}</g>"
+  )
+
+
+def text(x, y, content, anchor="start", style="") -> str:
+  return (
+    f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}">'
+    f"{escape(content)}</text>"
+  )
+
+
+def line(x1, y1, x2, y2, style) -> str:
+  return (
+    f'<line class="{style}" x1="{x1:.1f}" y1="{y1:.1f}" '
+    f'x2="{x2:.1f}" y2="{y2:.1f}"/>'
+  )
+
+
+def path(xs, ys) -> str:
+  return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
+
+
+def svg(width, height, label, *inside, extra="") -> str:
+  return (
+    f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+    f'height="{height:g}" role="img" aria-label="{escape(label)}"{extra} '
+    f'xmlns="http://www.w3.org/2000/svg">{"".join(inside)}</svg>'
+  )
+
+
+def x_axis(scale, y, top, format_tick, title, count) -> str:
+  ticks = scale.ticks(count)
+  out = [line(scale.start, y, scale.end, y, "axis")]
+  for tick in ticks:
+    x = float(scale(tick))
+    out.append(line(x, top, x, y, "rule"))
+    out.append(
+      text(x, y + 16, format_tick(tick, ticks), "middle", "soft value")
+    )
+  out.append(
+    text((scale.start + scale.end) / 2, y + 34, title, "middle", "soft")
+  )
+  return "".join(out)
+
+
+def y_axis(scale, left, right, title, count) -> str:
+  ticks = scale.ticks(count)
+  out = [text(0, scale.end - 10, title, "start", "soft")]
+  for tick in ticks:
+    y = float(scale(tick))
+    out.append(line(left, y, right, y, "rule"))
+    out.append(
+      text(left - 6, y + 4, tick_text(tick, ticks), "end", "soft value")
+    )
+  return "".join(out)
+
+
+def spread(wanted, gap, low, high) -> list[float]:
+  """Moves labels apart to at least `gap`, inside low ... high, order kept."""
+  if not wanted:
+    return []
+  ranks = np.argsort(wanted, kind="stable")
+  gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+  placed = np.asarray(wanted, float)[ranks].clip(low, high)
+  for i in range(1, len(placed)):
+    placed[i] = max(placed[i], placed[i - 1] + gap)
+  placed[-1] = min(placed[-1], high)
+  for i in range(len(placed) - 2, -1, -1):
+    placed[i] = min(placed[i], placed[i + 1] - gap)
+  out = np.empty_like(placed)
+  out[ranks] = placed
+  return out.tolist()

@@ -1,0 +1,91 @@
+"""Shards from outside the model, by one rule that holds on any devices.
+
+A mesh has the axes `data` and `model`. Replicates go over `data` where they
+divide it, else the batch does; a parameter's largest axis that divides it goes
+over `model`. Axes that stack layers are never sharded.
+"""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+
+class Sharding:
+  """Places states and batches on the devices.
+
+  Args:
+    model: how many devices share one copy of the parameters.
+    devices: all of JAX's by default.
+  """
+
+  def __init__(self, model: int = 1, devices=None):
+    devices = np.asarray(jax.devices() if devices is None else devices)
+    if devices.size % model:
+      raise ValueError(
+        f"{model} devices a model must divide the {devices.size} there are"
+      )
+    self.mesh = Mesh(
+      devices.reshape(-1, model),
+      ("data", "model"),
+      axis_types=(AxisType.Auto,) * 2,
+    )
+
+  def _over_data(self, size: int) -> bool:
+    return size % self.mesh.shape["data"] == 0
+
+  def state_specs(self, state):
+    """A PartitionSpec for every leaf of a training state."""
+    R = state["step"].ndim
+
+    def spec(path, leaf):
+      axes = [None] * leaf.ndim
+      if R and self._over_data(leaf.shape[0]):
+        axes[0] = "data"
+      stacked = any(
+        str(getattr(k, "key", "")).startswith("stack_") for k in path
+      )
+      own = range(R + stacked, leaf.ndim)
+      model = self.mesh.shape["model"]
+      fit = [i for i in own if leaf.shape[i] % model == 0]
+      if model > 1 and fit and leaf.ndim - R - stacked > 1:
+        axes[max(fit, key=lambda i: leaf.shape[i])] = "model"
+      return P(*axes)
+
+    return jax.tree_util.tree_map_with_path(spec, state)
+
+  def batch_specs(self, batch, replicates: int = 0):
+    """B over `data`, unless the replicates are; R where they are its own."""
+
+    def spec(leaf):
+      R = leaf.ndim - 2
+      if R and self._over_data(leaf.shape[0]):
+        return P("data")
+      if replicates and self._over_data(replicates):
+        return P()
+      return P(*[None] * R, "data") if self._over_data(leaf.shape[R]) else P()
+
+    return jax.tree.map(spec, batch)
+
+  def state(self, state):
+    """The state, on the mesh."""
+    return self._put(state, self.state_specs(state))
+
+  def batch(self, batch, replicates: int = 0):
+    """The batch of a state with so many replicates, on the mesh."""
+    return self._put(batch, self.batch_specs(batch, replicates))
+
+  def _put(self, tree, specs):
+    return jax.device_put(
+      tree, jax.tree.map(lambda s: NamedSharding(self.mesh, s), specs)
+    )
+
+  def placed(self, shapes, specs):
+    """Shapes that say where their arrays will be."""
+    return jax.tree.map(
+      lambda leaf, spec: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=NamedSharding(self.mesh, spec)
+      ),
+      shapes,
+      specs,
+    )

@@ -1,0 +1,200 @@
+"""A run's folder: one writer, one config, one data set.
+
+  config.json      {"format": 1, "config": ..., "data": its hash or null}
+  checkpoints/     see train.checkpoint
+  damaged/         checkpoints that no longer read back, moved aside
+  metrics.jsonl    see train.metrics
+  lock             held by the running process, and says which one that is
+
+The lock is an flock: the kernel drops it with the process, kill -9 included.
+
+Raises ValueError for a folder that another process or another run has, and
+OSError, with the path and what to do, where the disk does not take a file.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+FORMAT = 1
+
+# A resumed run may change these: they say when to look, not what is learnt.
+FREE = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
+
+ADVICE = {
+  errno.ENOSPC: "free some space",
+  errno.EDQUOT: "free some space",
+  errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+  errno.EROFS: "make it writable or name another --workdir",
+  errno.EACCES: "make it writable or name another --workdir",
+  errno.EPERM: "make it writable or name another --workdir",
+  errno.EEXIST: "name a folder as --workdir",
+  errno.ENOTDIR: "name a folder as --workdir",
+}
+
+
+def unwritable(path, code: int | None, why: str) -> OSError:
+  """One line for a disk that did not take `path`; code is an errno."""
+  advice = ADVICE.get(code, "repair that")
+  return OSError(
+    f"cannot write {path}: {why}; {advice} and run the same command again. "
+    "What was saved before is untouched."
+  )
+
+
+@contextlib.contextmanager
+def writing(path):
+  """Turns the OSErrors of its body into one line about `path`."""
+  try:
+    yield
+  except OSError as e:
+    raise unwritable(path, e.errno, e.strerror or str(e)) from e
+
+
+def replace(path, text: str):
+  """Writes a file that is there whole or as it was before, never in part."""
+  path = Path(path)
+  new = path.with_name(f"{path.name}.new")
+  with writing(path):
+    try:
+      with open(new, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+      os.replace(new, path)
+    except OSError:
+      new.unlink(missing_ok=True)
+      raise
+
+
+class Workdir(os.PathLike):
+  """Holds the lock on a run's folder, which it creates, until `close`.
+
+  Raises:
+    ValueError: another process holds it.
+  """
+
+  def __init__(self, path):
+    self.path = Path(path)
+    with writing(self.path):
+      self.path.mkdir(parents=True, exist_ok=True)
+    lock = self.path / "lock"
+    with writing(lock):
+      self._lock = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      with writing(lock):
+        os.ftruncate(self._lock, 0)
+        holder = f"process {os.getpid()} on {socket.gethostname()}"
+        os.write(self._lock, holder.encode())
+    except BlockingIOError:
+      holder = os.read(self._lock, 1000).decode(errors="replace")
+      self.close()
+      raise ValueError(
+        f"{self.path} is in use by {holder or 'another process'}: wait for it, "
+        "stop it, or name another --workdir"
+      ) from None
+    except OSError:
+      self.close()
+      raise
+
+  def __fspath__(self):
+    return str(self.path)
+
+  def record(self, config: Mapping, data: str | None = None) -> bool:
+    """Writes config.json, or compares with the one of a run that goes on.
+
+    Args:
+      config: nested dicts of what JSON can hold, or a ConfigDict.
+      data: the data's hash, None for a synthetic task.
+
+    Returns:
+      Whether the run goes on.
+
+    Raises:
+      ValueError: it is another run's folder; names every field that differs.
+    """
+    config = plain(config)
+    text = json.dumps(
+      {"format": FORMAT, "config": config, "data": data}, indent=2
+    )
+    file = self.path / "config.json"
+    if not file.exists():
+      replace(file, text)
+      return False
+    saved = read(self.path)
+    old, new = flat(saved["config"]), flat(config)
+    different = [k for k in old | new if old.get(k) != new.get(k)]
+    refused = [
+      f"{k}: saved {old.get(k)!r}, given {new.get(k)!r}"
+      for k in different
+      if k not in FREE
+    ]
+    if saved["data"] != data:
+      refused.append(f"data changed: saved {saved['data']}, given {data}")
+    if refused:
+      raise ValueError(
+        f"{self.path} is a run of another config; go on with the saved one or "
+        "name another --workdir:\n  " + "\n  ".join(refused)
+      )
+    if different:
+      replace(file, text)
+    return True
+
+  def close(self):
+    """Lets the next process in."""
+    if self._lock is not None:
+      os.close(self._lock)
+      self._lock = None
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self.close()
+
+
+def read(path) -> dict:
+  """What `record` wrote: format, config and data, with tuples for lists.
+
+  Raises:
+    ValueError: no config.json, or none that this version understands.
+  """
+  file = Path(path) / "config.json"
+  try:
+    saved = json.loads(file.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    raise ValueError(f"{path} holds no run: there is no {file}") from None
+  except ValueError as e:
+    raise ValueError(f"{file} is not JSON: {e}") from None
+  found = saved.get("format") if isinstance(saved, dict) else None
+  if found != FORMAT:
+    raise ValueError(f"{file} has format {found}, this version reads {FORMAT}")
+  return tuples(saved)
+
+
+def plain(config):
+  """What `read` gives back for a config."""
+  return tuples(json.loads(json.dumps(config, default=lambda c: c.to_dict())))
+
+
+def tuples(tree):
+  """Tuples for JSON's lists: parts of a model must be hashable."""
+  if isinstance(tree, dict):
+    return {k: tuples(v) for k, v in tree.items()}
+  return tuple(map(tuples, tree)) if isinstance(tree, list) else tree
+
+
+def flat(tree, prefix: str = "") -> dict:
+  """a.b.c -> value; an empty dict is a value."""
+  if not isinstance(tree, dict) or not tree:
+    return {prefix: tree}
+  leaves = {}
+  for key, value in tree.items():
+    leaves |= flat(value, f"{prefix}.{key}" if prefix else key)
+  return leaves
