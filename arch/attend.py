@@ -200,8 +200,8 @@ def rotary(x, position, base=10_000.0):
 
   Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34, in the halves
   layout of GPT-NeoX and Llama. Angles are int32 in units of 2^-32 turns, which
-  wrap as turns do: a product of float32 would be off by 0.1 at a position of
-  1e6, this is off by 1e-6 at any.
+  wrap as turns do: 1e-6 off at any position, where a float32 product is 0.03
+  off at a million. The rates are rounded to such a unit a token.
 
   Args:
     x: B T H K with even K.
@@ -213,6 +213,6 @@ def rotary(x, position, base=10_000.0):
   angle = (position[..., None] * turn[None, None]).astype(jnp.float32)
   angle = angle[:, :, None] * (2 * np.pi / 2**32)  # B T 1 K/2
   sin, cos = jnp.sin(angle), jnp.cos(angle)
-  a, b = jnp.split(x.astype(jnp.float32), 2, -1)
-  y = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
-  return y.astype(x.dtype)
+  sin, cos = jnp.concatenate([-sin, sin], -1), jnp.concatenate([cos, cos], -1)
+  x32 = x.astype(jnp.float32)
+  return (x32 * cos + jnp.roll(x32, K // 2, -1) * sin).astype(x.dtype)

@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 
 import ml_collections
+from ml_collections import config_dict
 
 from arch.layers import closest
 
@@ -62,6 +63,7 @@ def base_config(size: str = "small") -> ml_collections.ConfigDict:
   c.model.vocab = ml_collections.ConfigDict()
   c.model.vocab.name = "full"
   c.model.vocab.size = 0  # 0: the data's own
+  c.model.vocab.tied = False
   c.model.dtype = "float32"
   c.model.remat = "none"
   c.model.dropout = 0.0
@@ -70,6 +72,10 @@ def base_config(size: str = "small") -> ml_collections.ConfigDict:
   c.data.name = "stdlib"
   c.data.tokenizer = "bytes"
   c.data.vocab = 4096  # of the BPE
+  c.data.documents = True  # whether text begins anew at each
+
+  # parameters of `full` in the release that it is, None where it is none
+  c.published = config_dict.placeholder(int)
 
   # the second size that launch.compare solves beside model.dim, and whether
   # it grows with it

@@ -5,11 +5,14 @@ from configs import base_config
 
 def get_config(size="small"):
   c = base_config(size)
-  if size == "full":
+  if size == "full":  # RecurrentGemma-2B
     c.model.dim, c.model.depth = 2560, 26
+    c.model.vocab = dict(name="full", size=256_000, tied=True)
+    c.published = 2_682_862_080
   if size == "tiny":
     c.model.depth = 5
   c.model.pattern = ("rglru", "rglru", "attention")
+  c.model.mixers.rglru = dict(blocks={"tiny": 3, "small": 8, "full": 10}[size])
   c.model.mixers.attention = dict(
     head={"tiny": 6, "small": 32, "full": 256}[size],
     kv_heads=1,

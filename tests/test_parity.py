@@ -178,11 +178,14 @@ def test_parity(case):
     state, weights({k: p.detach().numpy() for k, p in params.items()})
   )
 
-  def call(state, x):
-    return nnx.merge(graph, state)(x, None, None)[0]
+  @jax.jit
+  def call(state, x, ct):
+    y, back = jax.vjp(
+      lambda s, x: nnx.merge(graph, s)(x, None, None)[0], state, x
+    )
+    return y, *back(ct)
 
-  own, back = jax.vjp(call, state, x.detach().numpy())
-  dstate, dx = back(ct.numpy())
+  own, dstate, dx = call(state, x.detach().numpy(), ct.numpy())
   close(own, y.detach().numpy(), 1e-4)
   close(dx, x.grad.numpy(), 1e-4)
   close(

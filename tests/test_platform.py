@@ -33,7 +33,7 @@ print(jax.default_backend(), jnp.sum(jnp.ones(3)))
 
 @pytest.mark.parametrize("given", [None, "cpu"])
 def test_silent_where_libtpu_finds_no_tpu(given, tmp_path):
-  if platform.tpu_files():
+  if platform.device_files("tpu"):
     pytest.skip("a TPU machine")
   done = python(
     SETUP.format(platform=given), JAX_PLATFORMS=None, LAB_CACHE=str(tmp_path)
@@ -43,16 +43,18 @@ def test_silent_where_libtpu_finds_no_tpu(given, tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["tpu", "gpu"])
-def test_absent_platform_is_refused(asked, tmp_path):
+@pytest.mark.parametrize("files", [[], ["/dev/null"]])
+def test_absent_platform_is_refused(asked, files, tmp_path):
+  """Also where its device files are there, and JAX's part is not."""
+  if platform.device_files(asked):
+    pytest.skip(f"a {asked} machine")
   done = python(
-    "import jax\n"
-    f"if jax.default_backend() == {asked!r}: raise SystemExit(5)\n"
-    f"from train import platform; platform.setup({asked!r})",
+    "from train import platform\n"
+    f"platform.device_files = lambda _: {files}\n"
+    f"platform.setup({asked!r})",
     JAX_PLATFORMS="cpu",
     LAB_CACHE=str(tmp_path),
   )
-  if done.returncode == 5:
-    pytest.skip(f"a {asked} machine")
   last = done.stderr.splitlines()[-1]
   assert last.startswith(f"ValueError: --platform={asked}: ")
   assert done.stdout == ""
@@ -117,13 +119,18 @@ def test_programs_are_kept_beside_the_data(tmp_path):
   assert folder.startswith(str(tmp_path)) if safe else folder == "None"
 
 
-@pytest.mark.parametrize("given", ["elsewhere", None])
-def test_programs_are_not_kept_in_vain(given, tmp_path):
-  """Where a user chose another folder, and where there can be none."""
+def test_programs_are_kept_where_the_user_says(tmp_path):
+  done = python(
+    CACHED, LAB_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR="elsewhere"
+  )
+  assert done.stdout.strip() == "elsewhere"
+
+
+def test_programs_are_not_kept_where_nothing_can_be(tmp_path):
   home = tmp_path / "file"
   home.touch()
-  done = python(CACHED, LAB_CACHE=str(home), JAX_COMPILATION_CACHE_DIR=given)
-  assert (done.stdout.strip(), done.stderr) == (str(given), "")
+  done = python(CACHED, LAB_CACHE=str(home), JAX_COMPILATION_CACHE_DIR=None)
+  assert (done.stdout.strip(), done.stderr) == ("None", "")
 
 
 def test_machine_and_versions():

@@ -9,6 +9,10 @@ from train import data, tasks
 from train.tasks import mqar
 
 
+def named(fields):
+  return ",".join(["task:mqar", *(f"{k}={v}" for k, v in fields.items())])
+
+
 @pytest.mark.parametrize("name", tasks.names())
 def test_contract(name):
   """Shapes, ranges, and numbers that depend on (seed, step) alone."""
@@ -139,11 +143,11 @@ def test_mqar_pilot():
   """The published pilot: L 32, K 2 to 8, vocabulary 128; lists as of JSON."""
   pairs = [[32, k, 1] for k in range(2, 9)]
   fields = {"vocab": 128, "length": 32, "pairs": pairs}
-  task = data.load({"name": "task:mqar", "task": fields})
+  task = data.load({"name": named(fields)})
   batch = jax.jit(lambda: task.batch(0, 0, 256, 32))()
   assert set(np.unique(batch["weights"].sum(1))) == set(range(2, 9))
   fields["pairs"] = tuple(map(tuple, pairs))
-  assert task.hash == data.load({"name": "task:mqar", "task": fields}).hash
+  assert task.hash == data.load({"name": named(fields)}).hash
   assert task.hash != data.load({"name": "task:mqar"}).hash
   assert (task.vocab, task.is_task, task.note) == (128, True, "")
 
@@ -161,7 +165,7 @@ def test_mqar_pilot():
 )
 def test_mqar_refuses(fields, said):
   with pytest.raises(ValueError) as error:
-    data.load({"name": "task:mqar", "task": fields})
+    data.load({"name": named(fields)})
   assert all(word in str(error.value) for word in said), error.value
 
 

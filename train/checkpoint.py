@@ -2,7 +2,7 @@
 
 checkpoints/STEP/ holds what Orbax writes, `state` (a nested dict of arrays) and
 `iterator` (Grain's), and a `seal`: the score, the shape of every array, the
-length and CRC-32 of every file, and its own CRC-32. Neither Orbax nor
+CRC-32 of every file and its own. Neither Orbax nor
 TensorStore notices a flipped bit in an array; the seal does. It is written into
 the temporary folder that Orbax then renames, so a folder under its final name
 is whole unless the disk damaged it. Only then are older ones deleted.
@@ -333,18 +333,16 @@ def damage(folder: Path) -> str | None:
   if saved is None:
     return f"no whole {SEAL}"
   found = checksums(folder)
-  for name, (size, crc) in saved["files"].items():
+  for name, crc in saved["files"].items():
     if name not in found:
       return f"{name} is missing"
-    if found[name][0] != size:
-      return f"{name} has {found[name][0]} bytes instead of {size}"
-    if found[name][1] != crc:
-      return f"{name} was changed"
+    if found[name] != crc:
+      return f"{name} was changed or cut short"
   return None
 
 
-def checksums(folder: Path) -> dict[str, list[int]]:
-  """Length and CRC-32 of every file of the items in a checkpoint.
+def checksums(folder: Path) -> dict[str, int]:
+  """The CRC-32 of every file of the items in a checkpoint.
 
   Orbax's own files beside the items are still written when a seal is, and
   never read here.
@@ -352,11 +350,11 @@ def checksums(folder: Path) -> dict[str, list[int]]:
   found = {}
   for file in sorted(folder.glob("*/**/*")):
     if file.is_file():
-      size = crc = 0
+      crc = 0
       with open(file, "rb") as f:
         while chunk := f.read(1 << 20):
-          size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-      found[str(file.relative_to(folder))] = [size, crc]
+          crc = zlib.crc32(chunk, crc)
+      found[str(file.relative_to(folder))] = crc
   return found
 
 
@@ -371,12 +369,12 @@ def orbax():
 
   # what is raised here in one line, it logs as well, with its traces
   logging.getLogger("absl").addFilter(lambda r: "/orbax/" not in r.pathname)
-  # and threads of TensorStore tell an event loop that ended with the failure
-  hook = sys.excepthook
+  # and its threads still talk to the event loop that a failure has closed
+  hook = sys.unraisablehook
 
-  def excepthook(kind, error, trace):
-    if str(error) != "Event loop is closed":
-      hook(kind, error, trace)
+  def quiet(unraisable):
+    if str(unraisable.exc_value) != "Event loop is closed":
+      hook(unraisable)
 
-  sys.excepthook = excepthook
+  sys.unraisablehook = quiet
   return orbax.checkpoint

@@ -93,9 +93,7 @@ class Comparison:
   def __init__(self, configs: Mapping, plan: Plan, path, *, say, together=0):
     self.plan, self.path, self.say = plan, Path(path), say
     alone = jax.default_backend() == "cpu"
-    self.together = together or (
-      1 if alone else max(plan.seeds, len(plan.lrs))
-    )
+    self.together = together or (1 if alone else max(plan.seeds, len(plan.lrs)))
     self.signals = loop.Signals()
     self.data, self.configs = {}, {}
     for name, cfg in configs.items():

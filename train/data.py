@@ -14,6 +14,7 @@ Batches depend on the data, the tokeniser, B, T and the seed, never on a model.
 Errors are ValueErrors that name what was given and what is known.
 """
 
+import ast
 import dataclasses
 import functools
 import hashlib
@@ -40,19 +41,18 @@ class Config:
   """Which data.
 
   Attributes:
-    name: stdlib, text:PATH, tfds:NAME[/CONFIG] or task:NAME.
+    name: stdlib, text:PATH, tfds:NAME[/CONFIG] or task:NAME, which may be
+      followed by fields of the task's own Config: task:mqar,vocab=128,pairs=8.
     tokenizer: of text: bytes or bpe.
     vocab: of bpe: how many symbols to learn.
     documents: whether text begins anew at each document (start symbol and
       reset), or runs on as if it were one.
-    task: fields of the task's own Config.
   """
 
   name: str = "stdlib"
   tokenizer: str = "bytes"
   vocab: int = 4096
   documents: bool = True
-  task: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     if self.tokenizer not in tokenizer.KINDS:
@@ -79,7 +79,8 @@ def load(
   cfg = configure(Config, "data", **cfg)
   kind, _, rest = cfg.name.partition(":")
   if kind == "task" and rest:
-    return Task(rest, cfg.task)
+    name, _, fields = rest.partition(",")
+    return Task(name, _fields(cfg.name, fields))
   if cfg.name == "stdlib":
     source = corpus.from_stdlib(progress)
   elif kind == "text" and rest:
@@ -305,10 +306,24 @@ def _bpe(source: corpus.Corpus, vocab: int, progress: Progress):
       f"{len(train.bytes) / 1e6:.1f} MB"
     )
     learnt = tokenizer.BPE.train(train.documents(), vocab)
-    learnt.save(folder / "tokenizer.json")
+    learnt.save(folder / tokenizer.FILE)
 
   folder = corpus.cached(f"bpe-{source.hash[:32]}-{vocab}", fill)
-  return tokenizer.load(folder / "tokenizer.json")
+  return tokenizer.load(folder / tokenizer.FILE)
+
+
+def _fields(name: str, text: str) -> dict[str, Any]:
+  """a=1,b=(2,3) as a dict."""
+  try:
+    call = ast.parse(f"f({text})", mode="eval").body
+    if call.args:
+      raise ValueError("a value without a field's name")
+    return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+  except (ValueError, SyntaxError) as error:
+    raise ValueError(
+      f"{name!r}: fields of a task are written as task:mqar,vocab=128,pairs=8 "
+      f"({error})"
+    ) from None
 
 
 class Task:
@@ -325,7 +340,9 @@ class Task:
   def __init__(self, name: str, fields: Mapping[str, Any]):
     self._task = tasks.get(name)
     self.cfg = configure(self._task.Config, f"task:{name}", **fields)
-    self.name, self.vocab = f"task:{name}", self.cfg.vocab
+    own = ",".join(f"{k}={v}" for k, v in fields.items())
+    self.name = f"task:{name}" + (f",{own}" if own else "")
+    self.vocab = self.cfg.vocab
     self.length, self.note = self.cfg.length, self.cfg.note
     self.hash = hashlib.sha256(f"{name} {self.cfg}".encode()).hexdigest()
 

@@ -82,7 +82,7 @@ class Scorer:
     for batch in batches:
       part = score(state["params"], state["buffers"], batch)
       sums = sums + np.asarray(part, np.float64)
-    return [Score(*row, size) for row in np.atleast_2d(sums)]
+    return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]
 
 
 def whole(
@@ -123,8 +123,8 @@ def whole(
     return sums(model, x, batch), state
 
   state, total = model.init_state(1, context), np.zeros(3)
-  parts = text.stream(split, chunk)
+  parts = text.windows(split, chunk, batch=1)
   for part in tqdm(parts, f"{text.name} {split}", unit="chunk"):
     found, state = add(weights, state, part)
     total += np.asarray(found, np.float64)
-  return Score(*total, text.bytes_of(split)), text
+  return Score(*total.tolist(), parts.bytes), text

@@ -1,5 +1,6 @@
 """Text from a trained model, a symbol at a time from the carried state."""
 
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -49,7 +50,7 @@ def stream(
   model = checkpoint.load_model(workdir, which)
   graph, weights = lm.split(model)
 
-  @jax.jit
+  @functools.partial(jax.jit, donate_argnums=1)
   def run(weights, state, text, reset):
     logits, state = lm.join(graph, weights)(text, reset, state)
     return logits[:, -1], state

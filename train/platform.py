@@ -28,6 +28,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLATFORMS = ("cpu", "gpu", "tpu")
+DEVICES = {
+  "tpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
+  "gpu": ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"),  # CUDA, ROCm, WSL
+}
 PACKAGES = (
   "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy"
 ).split()
@@ -39,9 +43,11 @@ def setup(platform: str | None = None):
   if platform not in (None, *PLATFORMS):
     raise ValueError(f"platform {platform!r}: one of {', '.join(PLATFORMS)}")
   own_arch()
-  if platform == "tpu" and not tpu_files():
-    raise absent(platform, "this machine has no TPU device files")
-  on_cpu = platform == "cpu" or not (tpu_files() or glob.glob("/dev/nvidia*"))
+  if platform in DEVICES and not device_files(platform):
+    raise absent(
+      platform, f"this machine has no {' or '.join(DEVICES[platform])}"
+    )
+  on_cpu = platform == "cpu" or not any(map(device_files, DEVICES))
   if on_cpu:
     keep_pages()
 
@@ -78,8 +84,8 @@ def own_arch():
     )
 
 
-def tpu_files() -> list[str]:
-  return glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+def device_files(platform: str) -> list[str]:
+  return [name for pattern in DEVICES[platform] for name in glob.glob(pattern)]
 
 
 def keep_pages():
@@ -97,10 +103,10 @@ def keep_pages():
 def keep_programs(backend: str):
   """Keeps compiled programs on disk, where loading them is safe and silent.
 
-  On CPUs that a microcode guards against gather data sampling, XLA takes a
-  tuning preference for a missing instruction and warns at every load
-  (https://github.com/jax-ml/jax/issues/38445); elsewhere than on Linux,
-  loading has crashed. JAX_COMPILATION_CACHE_DIR overrules this.
+  On Intel's CPUs that avoid gathers (those with a mitigation of gather data
+  sampling) XLA takes that preference for an instruction set, and prints errors
+  at every load: https://github.com/jax-ml/jax/issues/38445. Elsewhere than on
+  Linux loading has crashed. JAX_COMPILATION_CACHE_DIR overrules this.
   """
   import jax
 

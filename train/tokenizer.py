@@ -27,7 +27,6 @@ class Bytes:
   """A symbol a byte."""
 
   vocab = 256
-  dtype = np.uint8
 
   def encode(self, text: bytes) -> np.ndarray:
     return np.frombuffer(text, np.uint8)

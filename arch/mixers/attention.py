@@ -87,7 +87,7 @@ class Mixer(nnx.Module):
     kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
     self.qkv = layers.Linear(cfg.dim, (H + 2 * G) * K, **kw)
     small = layers.fan_in(1 / math.sqrt(2 * cfg.depth))
-    self.out = layers.Linear(H * K, cfg.dim, init=small, **kw)
+    self.out_proj = layers.Linear(H * K, cfg.dim, init=small, **kw)
     self.q_norm = layers.RMSNorm(K) if cfg.qk_norm else None
     self.k_norm = layers.RMSNorm(K) if cfg.qk_norm else None
 
@@ -119,7 +119,7 @@ class Mixer(nnx.Module):
       y, state = step(q, k, v, reset, state)
     else:
       y, state = self.call(q, k, v, reset, state)
-    return self.out(y.reshape(B, T, H * K)), state
+    return self.out_proj(y.reshape(B, T, H * K)), state
 
   def call(self, q, k, v, reset, state):
     """Many tokens: attends, then the last L of all keys are the new ring."""

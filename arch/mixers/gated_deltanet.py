@@ -3,13 +3,14 @@
   q, k, v = silu(conv(u W_qkv)),  z = u W_z,  b, a = u W_gates
   q = q / |q| / sqrt(K),  k = k / |k|,  beta = sigmoid(b)
   alpha = exp(-exp(A_log) softplus(a + dt_bias))
-  S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T,  o_t = S_t^T q_t
+  S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
+  o_t = S_t^T q_t
   out = (norm(o) silu(z)) W_out,  norm over a head
 
 Yang, Kautz and Hatamizadeh 2024, https://arxiv.org/abs/2412.06464, eq. 10 and
-section 3.4; sizes, parameters and their start as
-fla-org/flash-linear-attention, layers/gated_deltanet.py: H K near 3/4 dim and V =
-2 K give 6 dim^2 parameters, torch.nn.Linear's start, no biases.
+section 3.4; sizes, parameters and their start as in fla-org/
+flash-linear-attention, layers/gated_deltanet.py: H K near 3/4 dim and V = 2 K
+give 6 dim^2 parameters; torch.nn.Linear's start; no biases.
 
 B batch  T time  D width  H heads  K key width  V value width
 """

@@ -7,8 +7,8 @@ a whole block.
   out = (y silu(z)) W_out
 
 Gu and Dao 2023, https://arxiv.org/abs/2312.00752, algorithm 2 and section 3.4;
-parameters and their start as state-spaces/mamba, modules/mamba_simple.py, and
-models/mixer_seq_simple.py for W_out / sqrt(depth). A config pairs it with
+parameters and their start as in state-spaces/mamba, modules/mamba_simple.py
+and, for W_out / sqrt(depth), models/mixer_seq_simple.py. A config pairs it with
 channel="none".
 
 B batch  T time  D width  E inner width  R rank of the step  N state

@@ -1,16 +1,19 @@
-"""Mamba-2: a matrix state a head under one input-dependent decay; a whole block.
+"""Mamba-2: a matrix state under one decay a head; a whole block.
 
   z, xBC, dt = u W_in;  x, B, C = silu(conv(xBC))
   dt = softplus(dt + dt_bias)
-  S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t x_t)^T,  y_t = S_t^T C_t + D x_t
+  S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t x_t)^T
+  y_t = S_t^T C_t + D x_t
   out = norm(y silu(z)) W_out
 
-Dao and Gu 2024, https://arxiv.org/abs/2405.21060, eq. 1 with the scalar decay of
-section 2.4, the block of section 7.1; parameters and their start as
-state-spaces/mamba, modules/mamba2.py. One pair B, C serves H / G heads, and the
-norm is over their E / G outputs. A config pairs it with channel="none".
+Dao and Gu 2024, https://arxiv.org/abs/2405.21060, eq. 2 with one number A_t a
+head, in the block of section 7.1; parameters and their start as in
+state-spaces/mamba, modules/mamba2.py and, for W_out / sqrt(depth),
+models/mixer_seq_simple.py. One pair B, C serves H / G heads, and the norm is
+over their E / G outputs. A config pairs it with channel="none".
 
-B batch  T time  D width  E inner width  H heads  P head width  N state  G groups
+B batch  T time  D width  E inner width  H heads  P head width  N state
+G groups
 """
 
 import dataclasses
@@ -99,10 +102,9 @@ class Mixer(nnx.Module):
     g = -jnp.exp(self.A_log[...])[None, None] * dt
     v = x * dt[..., None].astype(x.dtype)
     y, ssm = gated.chunked(c, b, v, g, reset, state["ssm"])
-    y = y.astype(jnp.float32) + self.D[...][None, None, :, None] * x.astype(
-      jnp.float32
-    )
-    y = y.reshape(B, T, E) * jax.nn.silu(z.astype(jnp.float32))
+    x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
+    y += self.D[...][None, None, :, None] * x
+    y = y.reshape(B, T, E) * jax.nn.silu(z)
     y = y.reshape(B, T, G, E // G)
     y *= jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
     y = y.reshape(B, T, E) * self.norm[...][None, None]

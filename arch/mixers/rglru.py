@@ -8,10 +8,10 @@ channel.
   out = (y h) W_out + b_out
 
 De et al. 2024, https://arxiv.org/abs/2402.19427, section 2.4, eq. 1-4, in the
-form of its appendix A; a at r = 1 starts uniform in [0.9, 0.999], as section 2.4
-says (the released code starts its eighth root there). The rest starts as
-google-deepmind/recurrentgemma, torch/layers.py and torch/modules.py: normal with
-variance 1 / fan_in (2 / (depth fan_in) in W_out, .01 / fan_in in the convolution),
+form of its appendix A. a at r = 1 starts uniform in [0.9, 0.999], as section
+2.4 says (the released code starts its eighth root there). The rest starts as
+in google-deepmind/recurrentgemma, torch/layers.py and torch/modules.py: normal
+of variance 1 / fan_in, times 2 / depth in W_out and 0.01 in the convolution;
 biases 0.
 
 B batch  T time  D width  E recurrent width  H blocks  K block width
@@ -98,7 +98,6 @@ class Mixer(nnx.Module):
     }
 
   def __call__(self, u, reset, state):
-    cfg = self.cfg
     B, T, _ = u.shape
     state = state or self.init_state(B)
     first = (jnp.arange(T) == 0)[None] & state["fresh"][:, None]

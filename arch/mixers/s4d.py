@@ -1,21 +1,22 @@
-"""S4D: a time-invariant diagonal state space model, N / 2 conjugate pairs a channel.
+"""S4D: a time-invariant state space, diagonal, in conjugate pairs.
 
   A = -exp(log_A_real) + i A_imag,  dt = exp(log_dt)
-  h_t = exp(dt A) h_{t-1} + u_t,   C' = C (exp(dt A) - 1) / A     zero-order hold
-  y_t = 2 Re(C' h_t) + D u_t
+  h_t = exp(dt A) h_{t-1} + u_t
+  y_t = 2 Re(C (exp(dt A) - 1) / A h_t) + D u_t            zero-order hold
   out = GLU(gelu(y) W_out + b_out),  GLU(p, q) = p sigmoid(q)
 
-Gu, Gupta, Goel and Re 2022, https://arxiv.org/abs/2206.11893, eq. 1, 3 and 7, B = 1
-inside C; starts of A from its section 4, all with real part -1/2 and n = 0 ... N / 2 - 1:
+Gu, Gupta, Goel and Re 2022, https://arxiv.org/abs/2206.11893, section 3, with B
+inside C. A starts as in its section 4, with real part -1/2 and, for n < N / 2,
+imaginary part
 
   lin   i pi n
   inv   i N / pi (N / (2 n + 1) - 1)
   legs  eigenvalues of the normal part of HiPPO-LegS
 
-The rest as state-spaces/s4, models/s4/s4d.py: C and D normal, dt log-uniform in
-[1e-3, 1e-1], torch.nn.Linear's start in W_out and b_out.
+The rest is as in state-spaces/s4, models/s4/s4d.py: C and D start normal, dt
+log-uniform in [1e-3, 1e-1], W_out and b_out as torch.nn.Linear's.
 
-B batch  T time  D width  M pairs, N / 2
+B batch  T time  D width  M pairs of conjugates, N / 2 a channel
 """
 
 import dataclasses
@@ -76,7 +77,7 @@ class Mixer(nnx.Module):
     low, high = math.log(1e-3), math.log(1e-1)
     log_dt = jax.random.uniform(rngs.params(), (D,), minval=low, maxval=high)
     self.log_dt = layers.Gate(log_dt)
-    self.log_A_real = layers.Gate(jnp.full((D, M), math.log(0.5)))
+    self.log_A_real = layers.Gate(jnp.log(jnp.full((D, M), 0.5, jnp.float32)))
     imag = jnp.asarray(STARTS[cfg.start](cfg.state), jnp.float32)
     self.A_imag = layers.Gate(jnp.broadcast_to(imag[None], (D, M)))
     # a complex normal of variance 1

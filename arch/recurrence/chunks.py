@@ -1,20 +1,33 @@
 """What the chunked twins of gated.py and delta.py share.
 
-Time is cut into chunks of C tokens; inside a chunk everything is a matrix
-product, and only the state crosses from one to the next. L is the running sum
-of the log decays g, so exp(L_i - L_j) is what is left at token i of what was
-written at token j. A decay of 0 (g = -inf, and every reset) cuts a chunk into
-segments: nothing crosses a cut, in value or gradient, not even as rounding.
+Time is cut into chunks of C tokens: inside a chunk everything is a product of
+matrices, and only the state crosses from one to the next. With L the running
+sum of the log decays g <= 0, what token j wrote has decayed by exp(L_i - L_j)
+at token i. No exponent is ever positive, since L_i - L_j is either formed
+before the exponential (one decay a head) or never (K decays: `products`).
 
-N chunks, B batch, H heads (or groups and heads in a group), C chunk, K width.
+A decay of 0 (g = -inf, and so every reset) cuts a chunk into segments. Nothing
+crosses a cut, in value or in gradient, not even as rounding.
+
+B batch, T time, H heads, N chunks, C chunk, K width, s tokens of a block.
 """
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 
-EXACT = jax.lax.Precision.HIGHEST
+
+def dot(formula, x, y):
+  """A product accumulated in float32; exact in float32 on a TPU as well."""
+  return jnp.einsum(
+    formula,
+    x,
+    y,
+    precision=jax.lax.Precision.HIGHEST,
+    preferred_element_type=jnp.float32,
+  )
 
 
 def size(time, chunk):
@@ -24,10 +37,10 @@ def size(time, chunk):
   return min(chunk, 1 << (time - 1).bit_length())
 
 
-def split(x, chunk, fill=0):
-  """B T H ... -> N B H C ..., the last chunk filled up."""
+def split(x, chunk):
+  """B T H ... -> N B H C ..., the last chunk filled up with zeros."""
   pad = [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2)
-  x = jnp.pad(x, pad, constant_values=fill)
+  x = jnp.pad(x, pad)
   x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
   return x.transpose(1, 0, 3, 2, *range(4, x.ndim))
 
@@ -39,41 +52,56 @@ def merge(x, time):
 
 
 def where_reset(reset, value, x):
-  """x, and `value` where reset: B T is True. x: B T ..."""
+  """x, but `value` where reset (B T, or None) is True. x: B T ..."""
   if reset is None:
     return x
   reset = reset.reshape(*reset.shape, *[1] * (x.ndim - 2))
   return jnp.where(reset, jnp.asarray(value, x.dtype), x)
 
 
-def shift(x):
-  """Rows one token later, the first one 0. x: ... C K."""
-  return jnp.pad(x[..., :-1, :], [(0, 0)] * (x.ndim - 2) + [(1, 0), (0, 0)])
+def cut_at(dead, x):
+  """The number of cuts so far, and x summed since the last. Both ... C."""
+  segment = jnp.cumsum(dead, axis=-1)
+  total, s = jnp.where(dead, 0, x), 1
+  while s < x.shape[-1]:
+    pad = [(0, 0)] * (x.ndim - 1) + [(s, 0)]
+    past = jnp.pad(segment[..., :-s], pad, constant_values=-1) == segment
+    total += jnp.where(past, jnp.pad(total[..., :-s], pad), 0)
+    s *= 2
+  return segment, total
+
+
+def later(x, first):
+  """x of the token before, `first` for the first. x: ... C K."""
+  first = jnp.full_like(x[..., :1, :], first)
+  return jnp.concatenate([first, x[..., :-1, :]], axis=-2)
+
+
+def scaled(x, scale):
+  """Scaled in float32, answered in x.dtype."""
+  return (x.astype(jnp.float32) * scale).astype(x.dtype)
 
 
 def decays(g):
-  """One decay a head. g: ... C -> D: ... C C, P: ... C, Q: ... C.
+  """One decay a head. g: ... C float32 -> D: ... C C, P and Q: ... C 1.
 
-  D_ij = exp(L_i - L_j) for j <= i, P_i = exp(L_i), Q_j = exp(L_C - L_j).
+  D_ij = exp(L_i - L_j) for j <= i and else 0, P_i = exp(L_i),
+  Q_j = exp(L_C - L_j).
   """
+  # exp(g) is 0 in float32, and L would lose its digits to it
+  segment, L = cut_at(g < -87, g)
   C = g.shape[-1]
-  dead = g < -87  # exp(g) is 0 in float32, and L would lose its digits
-  segment = jnp.cumsum(dead, axis=-1)
-  lower = jnp.tril(jnp.ones((C, C), bool))
-  lower = lower.reshape(*[1] * (g.ndim - 1), C, C)
-  same = (segment[..., :, None] == segment[..., None, :]) & lower
-  g = jnp.where(dead, 0, g)
-  L = jnp.einsum("...ij,...j->...i", same.astype(g.dtype), g, precision=EXACT)
-  exp = lambda keep, x: jnp.exp(jnp.where(keep, x, -jnp.inf))
-  eye = jnp.eye(C, dtype=bool).reshape(lower.shape)
-  D = exp(same, jnp.where(eye, 0, L[..., :, None] - L[..., None, :]))
-  P = exp(segment == 0, L)
-  Q = D[..., -1, :]
-  return D, P, Q
+  below = jnp.tril(jnp.ones((C, C), bool), -1)
+  below = below.reshape(*[1] * (g.ndim - 1), C, C)
+  below &= segment[..., :, None] == segment[..., None, :]
+  D = jnp.exp(jnp.where(below, L[..., :, None] - L[..., None, :], -jnp.inf))
+  D += jnp.eye(C).reshape(*[1] * (g.ndim - 1), C, C)
+  P = jnp.exp(jnp.where(segment == 0, L, -jnp.inf))
+  return D, P[..., None], D[..., -1, :, None]
 
 
 def halves(x, s):
-  """... C K -> the two halves of each block of 2 s tokens, ... m s K."""
+  """... C K -> the two halves of each block of 2 s tokens, ... C/2s s K."""
   x = x.reshape(*x.shape[:-2], -1, 2, s, x.shape[-1])
   return x[..., 0, :, :], x[..., 1, :, :]
 
@@ -84,11 +112,27 @@ def join(first, second):
   return x.reshape(*x.shape[:-4], -1, x.shape[-1])
 
 
+def corners(x):
+  """... n 2s 2s -> the blocks on the diagonal, ... 2n s s."""
+  s = x.shape[-1] // 2
+  x = jnp.stack([x[..., :s, :s], x[..., s:, s:]], axis=-3)
+  return x.reshape(*x.shape[:-4], -1, s, s)
+
+
+def grow(diagonal, low):
+  """Undoes `corners`: low, ... n s s, is the quarter below, 0 above."""
+  x = diagonal.reshape(*low.shape[:-2], 2, *low.shape[-2:])
+  top = jnp.concatenate([x[..., 0, :, :], jnp.zeros_like(low)], axis=-1)
+  low = jnp.concatenate([low, x[..., 1, :, :]], axis=-1)
+  return jnp.concatenate([top, low], axis=-2)
+
+
 def products(w):
   """[(s, P, Q)] for blocks of s = 1, 2, 4 ... C tokens. w: ... C K.
 
   P_i is the product of w from its block's first token to i, Q_j that from
-  j + 1 to the block's last.
+  j + 1 to the block's last: exp(L_i) and exp(L_C - L_j) of a block, without a
+  sum that loses digits, and 0 where a decay is 0.
   """
   out = [(1, w, jnp.ones_like(w))]
   while out[-1][0] < w.shape[-2]:
@@ -96,22 +140,9 @@ def products(w):
     (P0, P1), (Q0, Q1) = halves(P, s), halves(Q, s)
     P = join(P0, P1 * P0[..., -1:, :])
     Q = join(Q0 * P1[..., -1:, :], Q1)
-    # fused with the next level, each level would be computed once a use
+    # fused with its users, each level would compute all those before it again
     out.append((2 * s, *jax.lax.optimization_barrier((P, Q))))
   return out
-
-
-def exclusive(P):
-  """P of the token before, 1 at a block's first. P: ... s K."""
-  return jnp.concatenate([jnp.ones_like(P[..., :1, :]), P[..., :-1, :]], -2)
-
-
-def scaled(x, scale):
-  return (x.astype(jnp.float32) * scale).astype(x.dtype)
-
-
-def dot(formula, x, y):
-  return jnp.einsum(formula, x, y, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -139,7 +170,7 @@ def quarters(rows, cols, level, late):
   """Of each block of 2 s: the scaled second half of rows, first of cols."""
   s, P, Q = level
   P, Q = halves(P, s)[1], halves(Q, s)[0]
-  scales = [exclusive(P) if x else P for x in late]
+  scales = [later(P, 1) if x else P for x in late]
   left = [scaled(halves(r, s)[1], x) for r, x in zip(rows, scales, strict=True)]
   right = [scaled(halves(c, s)[0], Q) for c in cols]
   return scales, left, Q, right
@@ -147,24 +178,19 @@ def quarters(rows, cols, level, late):
 
 def pairs_forward(rows, cols, g, late):
   *inner, (_, P, Q) = products(jnp.exp(g))
-
-  def diagonal(r, c, x):
-    a = r.astype(jnp.float32) * c.astype(jnp.float32)
-    return (jnp.zeros_like(a) if x else a).sum(-1)[..., None, None]
-
-  A = [[diagonal(r, c, x) for c in cols] for r, x in zip(rows, late)]
+  A = []
+  for r, x in zip(rows, late, strict=True):
+    same = [r.astype(jnp.float32) * c.astype(jnp.float32) for c in cols]
+    same = [jnp.zeros_like(a) if x else a for a in same]
+    A.append([a.sum(-1)[..., None, None] for a in same])
   for level in inner:
     _, left, _, right = quarters(rows, cols, level, late)
-    for i, r in enumerate(left):
-      for j, c in enumerate(right):
-        low = dot("...ik,...jk->...ij", r, c)
-        a = A[i][j].reshape(*low.shape[:-2], 2, *low.shape[-2:])
-        top = jnp.concatenate([a[..., 0, :, :], jnp.zeros_like(low)], -1)
-        low = jnp.concatenate([low, a[..., 1, :, :]], -1)
-        A[i][j] = jnp.concatenate([top, low], -2)
+    for row, r in zip(A, left, strict=True):
+      low = [dot("...ik,...jk->...ij", r, c) for c in right]
+      row[:] = map(grow, row, low)
   A = [[a[..., 0, :, :] for a in row] for row in A]
-  scales = [exclusive(P) if x else P for x in late]
-  rowsP = [scaled(r, x) for r, x in zip(rows, scales, strict=True)]
+  scales = [later(P, 1) if x else P for x in late]
+  rowsP = list(map(scaled, rows, scales))
   colsQ = [scaled(c, Q) for c in cols]
   return (A, rowsP, colsQ, P[..., -1, :]), (rows, cols, g)
 
@@ -175,47 +201,45 @@ def pairs_backward(late, saved, ct):
   f32 = jnp.float32
   w = jnp.exp(g)
   *inner, (C, P, Q) = products(w)
-  scales = [exclusive(P) if x else P for x in late]
-  drows = [d.astype(f32) * x for d, x in zip(drowsP, scales, strict=True)]
+  rows32, cols32 = ([x.astype(f32) for x in xs] for xs in (rows, cols))
+  scales = [later(P, 1) if x else P for x in late]
+  drows = [d.astype(f32) * p for d, p in zip(drowsP, scales, strict=True)]
   dcols = [d.astype(f32) * Q for d in dcolsQ]
   last = dtotal * P[..., -1, :]
-  last += sum((d * c.astype(f32)).sum(-2) for d, c in zip(dcols, cols))
+  for d, c in zip(dcols, cols32, strict=True):
+    last += (d * c).sum(-2)
   dA = [[a[..., None, :, :] for a in row] for row in dA]
   for level in inner[::-1]:
     s = level[0]
     scales, left, scale, right = quarters(rows, cols, level, late)
-    dleft, dright = [0 for _ in rows], [0 for _ in cols]
-    for i in range(len(rows)):
-      for j in range(len(cols)):
-        a = dA[i][j]
-        low = a[..., s:, :s].astype(cols[j].dtype)
-        dleft[i] += dot("...ij,...jk->...ik", low, right[j])
-        dright[j] += dot("...ij,...ik->...jk", low, left[i])
-        a = jnp.stack([a[..., :s, :s], a[..., s:, s:]], -3)
-        dA[i][j] = a.reshape(*a.shape[:-4], -1, s, s)
+    dleft = [jnp.zeros(x.shape, f32) for x in left]
+    dright = [jnp.zeros(x.shape, f32) for x in right]
+    for i, j in itertools.product(range(len(rows)), range(len(cols))):
+      low = dA[i][j][..., s:, :s].astype(right[j].dtype)
+      dleft[i] += dot("...ij,...jk->...ik", low, right[j])
+      dright[j] += dot("...ij,...ik->...jk", low, left[i])
+      dA[i][j] = corners(dA[i][j])
     for i, d in enumerate(dleft):
       drows[i] += join(jnp.zeros_like(d), d * scales[i])
     for j, d in enumerate(dright):
       dcols[j] += join(d * scale, jnp.zeros_like(d))
-  # every A_ij but the diagonal depends on L_i and, with the other sign, on L_j
+  # what is off the diagonal depends on L_i and, with the other sign, on L_j
   dL = jnp.zeros_like(g).at[..., -1, :].set(last)
-  for r, d, x in zip(rows, drows, late, strict=True):
-    d = r.astype(f32) * d
-    dL += jnp.roll(d.at[..., 0, :].set(0), -1, axis=-2) if x else d
-  for c, d in zip(cols, dcols, strict=True):
-    dL -= c.astype(f32) * d
+  for r, d, x in zip(rows32, drows, late, strict=True):
+    dL += jnp.roll((r * d).at[..., 0, :].set(0), -1, axis=-2) if x else r * d
+  for c, d in zip(cols32, dcols, strict=True):
+    dL -= c * d
   # g_t is in L_i for every i >= t of its segment
   segment = jnp.cumsum((w == 0).all(-1), axis=-1)
-  upper = jnp.triu(jnp.ones((C, C), bool)).reshape(*[1] * (g.ndim - 2), C, C)
-  same = (segment[..., :, None] == segment[..., None, :]) & upper
-  dg = jnp.einsum("...ti,...ik->...tk", same.astype(f32), dL, precision=EXACT)
+  ahead = jnp.triu(jnp.ones((C, C), bool)).reshape(*[1] * (g.ndim - 2), C, C)
+  ahead &= segment[..., :, None] == segment[..., None, :]
+  dg = dot("...ti,...ik->...tk", ahead.astype(f32), dL)
   dg = jnp.where(w == 0, 0, dg)
-  for i, (r, x) in enumerate(zip(rows, late, strict=True)):
-    for j, c in enumerate(cols):
-      if not x:
-        a = dA[i][j].reshape(*g.shape[:-1], 1)
-        drows[i] += a * c.astype(f32)
-        dcols[j] += a * r.astype(f32)
+  for i, j in itertools.product(range(len(rows)), range(len(cols))):
+    if not late[i]:
+      same = dA[i][j].reshape(*g.shape[:-1], 1)
+      drows[i] += same * cols32[j]
+      dcols[j] += same * rows32[i]
   drows = tuple(d.astype(r.dtype) for d, r in zip(drows, rows, strict=True))
   dcols = tuple(d.astype(c.dtype) for d, c in zip(dcols, cols, strict=True))
   return drows, dcols, dg
@@ -226,42 +250,32 @@ pairs.defvjp(pairs_forward, pairs_backward)
 
 @jax.custom_vjp
 def inverse(x):
-  """(I - x)^-1 for a strictly lower triangular x: ... C C float32.
+  """(I - x)^-1 of a strictly lower triangular x: ... C C float32.
 
-  Of two blocks on the diagonal with inverses Y and Z, the quarter below is
-  Z x Y: from blocks of one token to the whole. Exact products throughout.
+  Blocks on the diagonal with inverses Y and Z have Z x Y below them. Stable,
+  where the sum of the powers of x is not: they grow like binomials.
   """
-  return inverse_forward(x)[0]
+  lows, x = [], x[..., None, :, :]
+  while x.shape[-1] > 1:
+    s = x.shape[-1] // 2
+    lows.append(x[..., s:, :s])
+    x = corners(x)
+  y = jnp.ones_like(x)
+  for low in lows[::-1]:
+    first, second = y[..., ::2, :, :], y[..., 1::2, :, :]
+    low = dot("...ij,...jk->...ik", low, first)
+    y = grow(y, dot("...ij,...jk->...ik", second, low))
+  return y[..., 0, :, :]
 
 
 def inverse_forward(x):
-  C, s = x.shape[-1], 1
-  blocks = x[..., None, :, :]
-  lows = []
-  while blocks.shape[-1] > 1:
-    h = blocks.shape[-1] // 2
-    lows.append(blocks[..., h:, :h])
-    blocks = jnp.stack([blocks[..., :h, :h], blocks[..., h:, h:]], -3)
-    blocks = blocks.reshape(*blocks.shape[:-4], -1, h, h)
-  y = jnp.ones_like(blocks)
-  for low in lows[::-1]:
-    y = y.reshape(*low.shape[:-2], 2, *low.shape[-2:])
-    first, second = y[..., 0, :, :], y[..., 1, :, :]
-    low = jnp.matmul(
-      second, jnp.matmul(low, first, precision=EXACT), precision=EXACT
-    )
-    top = jnp.concatenate([first, jnp.zeros_like(low)], -1)
-    low = jnp.concatenate([low, second], -1)
-    y = jnp.concatenate([top, low], -2)
-  y = y[..., 0, :, :]
+  y = inverse(x)
   return y, y
 
 
 def inverse_backward(y, dy):
-  d = jnp.einsum("...ji,...jk->...ik", y, dy, precision=EXACT)
-  return (
-    jnp.tril(jnp.einsum("...ik,...jk->...ij", d, y, precision=EXACT), -1),
-  )
+  d = dot("...ji,...jk->...ik", y, dy)
+  return (jnp.tril(dot("...ik,...jk->...ij", d, y), -1),)
 
 
 inverse.defvjp(inverse_forward, inverse_backward)

@@ -1,3 +1,34 @@
+"""The delta rule: a matrix recurrence that reads before it writes.
+
+  S_t = (diag(exp w_t) + a_t b_t^T) S_{t-1} + k_t v_t^T    S: B H K V float32
+  o_t = S_t^T q_t
+
+  q, k, a, b: B T H K; v: B T H V; all of one dtype, which is that of o
+  w: B T H or B T H K, <= 0, the log of the decay
+  a: None for a = -k, which costs one product less (all but RWKV-7)
+  reset: B T bool, True at a first token, or None; state: S before, or None: 0
+
+With k' what multiplies v: DeltaNet (Yang et al. 2024, arXiv 2406.06484) w = 0,
+k = beta k', b = k'; Gated DeltaNet (arXiv 2412.06464) and Kimi w = log alpha,
+k = beta k', b = alpha k'; RWKV-7 (arXiv 2503.14456) a = -(iclr kk), b = kk.
+A reset clears S_{t-1} for b as well. w = -inf alone does not: it is one only
+where b = 0 too, as alpha k' is.
+
+In a chunk, u_t = S_{t-1}^T b_t makes the step S_t = diag(exp w_t) S_{t-1} +
+a_t u_t^T + k_t v_t^T, a gated recurrence that writes twice; so, with S_0 the
+state before the chunk and L the running sum of w,
+
+  u_i = (b_i exp(L_{i-1}))^T S_0 + sum over j < i of
+        (b_i . a_j exp(L_{i-1} - L_j)) u_j + (b_i . k_j exp(L_{i-1} - L_j)) v_j
+
+L_{i-1} and not L_i: b_t meets the state before the decay of t (b = alpha k'
+brings its own), so no exponent is positive. With ba and bk the matrices in
+the sum, strictly lower triangular, U = (I - ba)^-1 (b S_0 + bk V). If a = -k,
+ba = -bk and u - v =: -y is all that is written: Y = (I + bk)^-1 (V - b S_0).
+
+B batch, T time, H heads, K key width, V value width, C chunk
+"""
+
 import jax
 import jax.numpy as jnp
 
@@ -7,20 +38,20 @@ from arch.recurrence.gated import fresh
 
 def reference(q, k, v, w, a, b, reset=None, state=None):
   f32 = jnp.float32
+  S = fresh(k, v) if state is None else state
   a = -k if a is None else a
-  b = chunks.where_reset(reset, 0, b)
-  decay = jnp.exp(chunks.where_reset(reset, -jnp.inf, w.astype(f32)))
-  decay = decay.reshape(*v.shape[:3], -1)
-  S = fresh(k, v, v.shape[2]) if state is None else state
+  decay = jnp.exp(w.astype(f32)).reshape(*v.shape[:3], -1)
+  keep = chunks.where_reset(reset, 0, jnp.ones(v.shape[:2], f32))
 
   def step(S, x):
-    q, k, v, w, a, b = x
-    u = jnp.einsum("bhk,bhkv->bhv", b, S)
-    S = w[..., None] * S + a[..., None] * u[..., None, :]
-    S += k[..., None] * v[..., None, :]
-    return S, jnp.einsum("bhk,bhkv->bhv", q, S)
+    q, k, v, w, a, b, keep = x
+    S = keep[:, None, None, None] * S
+    u = chunks.dot("bhk,bhkv->bhv", b, S)
+    S = w[..., None] * S + chunks.dot("bhk,bhv->bhkv", a, u)
+    S += chunks.dot("bhk,bhv->bhkv", k, v)
+    return S, chunks.dot("bhk,bhkv->bhv", q, S)
 
-  xs = [x.astype(f32).swapaxes(0, 1) for x in (q, k, v, decay, a, b)]
+  xs = [x.astype(f32).swapaxes(0, 1) for x in (q, k, v, decay, a, b, keep)]
   S, o = jax.lax.scan(step, S, xs)
   return o.swapaxes(0, 1).astype(v.dtype), S
 
@@ -28,46 +59,51 @@ def reference(q, k, v, w, a, b, reset=None, state=None):
 def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=64):
   T, dtype = v.shape[1], v.dtype
   C = chunks.size(T, chunk)
-  f32 = jnp.float32
-  dot = chunks.dot
-  S = fresh(k, v, v.shape[2]) if state is None else state
-  g = chunks.where_reset(reset, -jnp.inf, w.astype(f32))
+  S = fresh(k, v) if state is None else state
+  w = chunks.where_reset(reset, -jnp.inf, w.astype(jnp.float32))
   b = chunks.where_reset(reset, 0, b)
-  q, k, v, g, b = (chunks.split(x, C) for x in (q, k, v, g, b))
-  cols = (k,) if a is None else (k, chunks.split(a, C))
-  if g.ndim == 4:
-    D, P, Q = (x[..., None] if x.ndim == 4 else x for x in chunks.decays(g))
-    A = [
-      [D * dot("...ik,...jk->...ij", q, c) for c in cols],
-      [chunks.shift(D) * dot("...ik,...jk->...ij", b, c) for c in cols],
-    ]
-    total = P[..., -1:, :]
-    q, b = chunks.scaled(q, P), chunks.scaled(b, chunks.exclusive(P))
-    cols = [chunks.scaled(c, Q) for c in cols]
-  else:
-    A, (q, b), cols, total = chunks.pairs((q, b), cols, g, (False, True))
-    total = total[..., None]
-  (qk, *qa), (bk, *ba) = A
-  if a is None:
-    X = chunks.inverse(-bk).astype(dtype)
-    y0, y1 = dot("...ij,...jv->...iv", X, v), -dot("...ij,...jk->...ik", X, b)
-    add, out, reads = 0, 0, qk
-  else:
-    X = chunks.inverse(ba[0]).astype(dtype)
-    y0 = dot("...ij,...jv->...iv", bk.astype(dtype), v).astype(dtype)
-    y0, y1 = dot("...ij,...jv->...iv", X, y0), dot("...ij,...jk->...ik", X, b)
-    add = dot("...ck,...cv->...kv", cols[0], v)
-    out, reads = dot("...ij,...jv->...iv", qk.astype(dtype), v), qa[0]
-  y1 = y1.astype(dtype)
+  cols = (k,) if a is None else (k, a)
+  xs = jax.tree.map(lambda x: chunks.split(x, C), ((q, b), cols, v, w))
 
+  def dot(formula, x, y):
+    return chunks.dot(formula, x.astype(dtype), y.astype(dtype))
+
+  @jax.checkpoint
   def step(S, x):
-    y0, y1, col, total, add = x
-    y = y0 + dot("...ik,...kv->...iv", y1, S.astype(dtype))
-    y = y.astype(dtype)
-    return total * S + add + dot("...ck,...cv->...kv", col, y), (S, y)
+    rows, cols, v, w = x
+    A, (q, b), cols, total = within(rows, cols, w)
+    (qk, *qa), (bk, *ba) = A
+    bS = dot("bhik,bhkv->bhiv", b, S)
+    o = dot("bhik,bhkv->bhiv", q, S)
+    S = total * S
+    if a is None:
+      reads, x, y = qk, -bk, v.astype(jnp.float32) - bS
+    else:
+      reads, x = qa[0], ba[0]
+      y = bS + dot("bhij,bhjv->bhiv", bk, v)
+      o += dot("bhij,bhjv->bhiv", qk, v)
+      S += dot("bhck,bhcv->bhkv", cols[0], v)
+    y = dot("bhij,bhjv->bhiv", chunks.inverse(x), y)
+    o += dot("bhij,bhjv->bhiv", reads, y)
+    S += dot("bhck,bhcv->bhkv", cols[-1], y)
+    return S, o.astype(dtype)
 
-  add = jnp.zeros((len(y0), *[1] * 4), f32) if a is None else add
-  S, (past, y) = jax.lax.scan(step, S, (y0, y1, cols[-1], total, add))
-  out += dot("...ij,...jv->...iv", reads.astype(dtype), y)
-  out += dot("...ik,...kv->...iv", q, past.astype(dtype))
-  return chunks.merge(out, T).astype(dtype), S
+  S, o = jax.lax.scan(step, S, xs)
+  return chunks.merge(o, T), S
+
+
+def within(rows, cols, w):
+  """What `chunks.pairs` gives, for one decay a head too. rows: q, b."""
+  if w.ndim == 4:
+    A, rows, cols, total = chunks.pairs(rows, cols, w, (False, True))
+    return A, rows, cols, total[..., None]
+  D, P, Q = chunks.decays(w)
+  total = P[..., -1:, :]
+  D, P = (D, chunks.later(D, 0)), (P, chunks.later(P, 1))
+
+  def dot(r, c):
+    return chunks.dot("bhik,bhjk->bhij", r, c)
+
+  A = [[d * dot(r, c) for c in cols] for r, d in zip(rows, D, strict=True)]
+  rows = list(map(chunks.scaled, rows, P))
+  return A, rows, [chunks.scaled(c, Q) for c in cols], total

@@ -1,22 +1,23 @@
-"""Diagonal recurrences: h_t = a_t h_{t-1} + b_t, one number a channel at a time.
+"""Diagonal recurrences: h_t = a_t h_{t-1} + b_t, each number by itself.
 
-Five functions, each (outputs, state) with `reset` B T bool, True at a first
-token, or None, and `state` as returned, or None for zeros; all in float32:
+Four functions, each (outputs, state), with `reset` B T bool, True at a first
+token, or None, and `state` the one returned before, or None for zeros; all in
+float32. Each has its reference, which is the formula.
 
-  scan        a real, of either sign, given as the multiplier: 0 and 1 are
-              ordinary values. S5, RG-LRU, minGRU, minLSTM, HGRN.
-  scan_pair   a = exp(log_modulus + i angle) on pairs (re, im). LRU.
+  scan        a real, of either sign, and given as the multiplier, so that 0
+              and 1 are values like any other. RG-LRU, minGRU, minLSTM, HGRN.
+  scan_pair   a = exp(log_modulus + i angle), on pairs (re, im). LRU, S5.
   selective   h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,  y_t = C_t . h_t
-              D x N numbers; B T D N never exists. Mamba (Gu and Dao 2023,
-              arXiv 2312.00752, algorithm 2).
+              D x N numbers, and B T D N never exists. Mamba (Gu and Dao 2023,
+              arXiv 2312.00752, algorithm 2, B discretised as its code does).
   convolve    h_t = a h_{t-1} + x_t,  y_t = Re(c . h_t), a and c constant in t,
-              N pairs a channel. S4D (Gu et al. 2022, arXiv 2206.11893, eq. 6).
+              N pairs a channel. S4D (Gu et al. 2022, arXiv 2206.11893).
 
-A plain scan over T beats associative and blocked scans on CPU; its gradient is
-the same scan backwards, written out so that only a and h are kept. `convolve`
-is a matrix product in chunks, with h carried between them.
+A plain scan over T beats associative and blocked ones on CPU. Its gradient is
+the same scan backwards, written out: only a and h are kept for it. `convolve`
+is a product of matrices in chunks, with h carried between them.
 
-B batch, T time, D width, N state, C chunk, M chunks (a chunk of each of B).
+B batch, T time, D width, N state, C chunk, M chunks of each of B
 """
 
 import jax
@@ -120,10 +121,10 @@ linear.defvjp(linear_forward, linear_backward)
 
 
 def reference_selective(x, dt, A, b, c, reset=None, state=None):
-  a = jnp.exp(jnp.einsum("btd,dn->btdn", dt, A))
-  b = jnp.einsum("btd,btn->btdn", dt * x, b)
+  a = jnp.exp(chunks.dot("btd,dn->btdn", dt, A))
+  b = chunks.dot("btd,btn->btdn", dt * x, b)
   h, state = reference(a, b, reset, state)
-  return jnp.einsum("btdn,btn->btd", h, c), state
+  return chunks.dot("btdn,btn->btd", h, c), state
 
 
 def selective(x, dt, A, b, c, reset=None, state=None, chunk=16):
@@ -133,22 +134,17 @@ def selective(x, dt, A, b, c, reset=None, state=None, chunk=16):
   the two passes only the states at the chunks' starts are kept.
   """
   B, T, D = x.shape
-  N = A.shape[1]
   C = min(chunk, T)
   if state is None:
-    state = jnp.zeros((B, D, N), x.dtype)
-  keep = jnp.ones((B, T), x.dtype)
-  keep = chunks.where_reset(reset, 0, keep)
-  xs = (x, dt, b, c, keep[..., None])
-  xs = (jnp.pad(z, ((0, 0), (0, -T % C), (0, 0))) for z in xs)
-  xs = [z.swapaxes(0, 1).reshape(-1, C, B, z.shape[2]) for z in xs]
-  # padding has dt = 0: its decay is 1, if it is kept
-  xs[4] = (
-    xs[4]
-    .at[-1]
-    .add((jnp.arange(C) >= C - -T % C).astype(x.dtype)[:, None, None])
-  )
-  y, h = select(*xs[:2], A.T, *xs[2:], state.swapaxes(1, 2))
+    state = jnp.zeros((B, D, A.shape[1]), x.dtype)
+  keep = chunks.where_reset(reset, 0, jnp.ones((B, T, 1), x.dtype))
+
+  def by_chunk(x, fill=0):
+    x = jnp.pad(x, ((0, 0), (0, -T % C), (0, 0)), constant_values=fill)
+    return x.swapaxes(0, 1).reshape(-1, C, B, x.shape[2])
+
+  xs = *map(by_chunk, (x, dt)), A.T, *map(by_chunk, (b, c)), by_chunk(keep, 1)
+  y, h = select(*xs, state.swapaxes(1, 2))
   return y.reshape(-1, B, D)[:T].swapaxes(0, 1), h.swapaxes(1, 2)
 
 
@@ -167,7 +163,7 @@ def select_forward(x, dt, A, b, c, keep, h):
   def step(start, z):
     x, dt, b, c, keep = z
     (h,) = linear(*((t,) for t in expand(A, x, dt, b, keep)), (start,))
-    return h[-1], (jnp.einsum("tbnd,tbn->tbd", h, c), start)
+    return h[-1], (chunks.dot("tbnd,tbn->tbd", h, c), start)
 
   h, (y, starts) = jax.lax.scan(step, h, (x, dt, b, c, keep))
   return (y, h), (x, dt, A, b, c, keep, starts)
@@ -190,11 +186,11 @@ def select_backward(saved, ct):
 
     later, d = jax.lax.scan(back, later, (a, c, dy), reverse=True)
     dlog = d * (h - bx)
-    dbx = jnp.einsum("tbnd,tbn->tbd", d, b)
+    dbx = chunks.dot("tbnd,tbn->tbd", d, b)
     ddt = (dlog * A[None, None]).sum(2) + dbx * x
     dA += (dlog * dt[:, :, None]).sum((0, 1))
-    db = jnp.einsum("tbnd,tbd->tbn", d, dt * x)
-    dc = jnp.einsum("tbnd,tbd->tbn", h, dy)
+    db = chunks.dot("tbnd,tbd->tbn", d, dt * x)
+    dc = chunks.dot("tbnd,tbd->tbn", h, dy)
     return (later, dA), (dbx * dt, ddt, db, dc)
 
   carry = dh, jnp.zeros_like(A)
@@ -249,7 +245,7 @@ def convolve(
   matrix = toeplitz(times(c, power)[0].sum(1))
   if reset is None:
     first = last = jnp.ones((1, C, M), x.dtype)
-    y = jnp.einsum("dji,djm->dim", matrix, x)
+    y = chunks.dot("dji,djm->dim", matrix, x)
   else:
     segment = jnp.cumsum(by_chunk(reset[..., None]), axis=1)
     first = (segment == 0).astype(x.dtype)
@@ -259,7 +255,7 @@ def convolve(
   x *= last
   x = jnp.concatenate([x[..., :-B], jnp.roll(x[..., -B:], pad, 1)], axis=2)
   write = jnp.concatenate(power, axis=1)[..., ::-1]
-  add = jnp.einsum("dnc,dcm->dnm", write, x)
+  add = chunks.dot("dnc,dcm->dnm", write, x)
   add = add.reshape(D, 2 * N, n, B).transpose(2, 0, 1, 3)
   passed = first[0, -1].reshape(n, 1, 1, B)
 
@@ -270,13 +266,16 @@ def convolve(
 
   whole = tuple(t[..., -1:] for t in later)
   part = tuple(t[..., C - pad - 1, None] for t in later)
-  body = lambda h, z: (step(h, z, whole), jnp.concatenate(h, axis=1))
-  h, past = jax.lax.scan(body, state, (add[:-1], passed[:-1]))
+
+  def full(h, z):
+    return step(h, z, whole), jnp.concatenate(h, axis=1)
+
+  h, past = jax.lax.scan(full, state, (add[:-1], passed[:-1]))
   past = jnp.concatenate([past, jnp.concatenate(h, axis=1)[None]])
   past = past.transpose(1, 2, 0, 3).reshape(D, 2 * N, M)
   state = step(h, (add[-1], passed[-1]), part)
   read = jnp.concatenate(conjugate(times(c, later)), axis=1)
-  y += first * jnp.einsum("dnc,dnm->dcm", read, past)
+  y += first * chunks.dot("dnc,dnm->dcm", read, past)
   y = y.reshape(D, C, n, B).transpose(3, 2, 1, 0).reshape(B, n * C, D)
   return y[:, :T], tuple(h.transpose(2, 0, 1) for h in state)
 
@@ -305,7 +304,7 @@ def segmented(matrix, x, segment):
 
   def step(s, y):
     keep = (segment == s).astype(x.dtype)
-    return y + keep * jnp.einsum("dji,djm->dim", matrix, keep * x)
+    return y + keep * chunks.dot("dji,djm->dim", matrix, keep * x)
 
   return jax.lax.fori_loop(0, segment.max() + 1, step, jnp.zeros_like(x))
 
@@ -320,8 +319,8 @@ def segmented_backward(saved, dy):
   def step(s, d):
     dmatrix, dx = d
     keep = (segment == s).astype(x.dtype)
-    dmatrix += jnp.einsum("djm,dim->dji", keep * x, keep * dy)
-    dx += keep * jnp.einsum("dji,dim->djm", matrix, keep * dy)
+    dmatrix += chunks.dot("djm,dim->dji", keep * x, keep * dy)
+    dx += keep * chunks.dot("dji,dim->djm", matrix, keep * dy)
     return dmatrix, dx
 
   zero = jnp.zeros_like(matrix), jnp.zeros_like(x)

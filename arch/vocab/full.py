@@ -21,7 +21,7 @@ class Config:
   Attributes:
     dim: width of the residual stream.
     size: symbols; `size` itself is the start symbol, never a target.
-    tied: whether the readout is the embedding.  Not by default: among 256
+    tied: whether the readout is the embedding. Not by default: among 256
       bytes the second table is small, and it leaves the loss at the start
       near ln V however little the blocks add to the embedding.
     dtype: compute dtype; logits are float32.

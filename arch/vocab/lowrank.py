@@ -9,6 +9,7 @@ B batch  T time  D width  K rank  V symbols  C positions in a chunk
 """
 
 import dataclasses
+import math
 
 from flax import nnx
 
@@ -21,18 +22,22 @@ class Config(full.Config):
   """Raises ValueError for fewer than two symbols, or a rank below 1.
 
   Attributes:
-    rank: width of a symbol's row.
+    rank: width of a symbol's row; None for a quarter of dim.
     tied: whether the readout's rows are the embedding's. By default, since
       the table is what this saves; P and Q differ, so the start is safe.
   """
 
-  rank: int
+  rank: int | None = None
   tied: bool = True
 
   def __post_init__(self):
     super().__post_init__()
-    if self.rank < 1:
+    if self.width < 1:
       raise ValueError(f"vocabulary lowrank: rank={self.rank}, needs 1 or more")
+
+  @property
+  def width(self) -> int:
+    return math.ceil(self.dim / 4) if self.rank is None else self.rank
 
 
 def read(params, x):
@@ -47,7 +52,7 @@ class Vocab(full.Vocab):
   def __init__(self, cfg, *, rngs):
     self.cfg = cfg
     rows, maps = nnx.initializers.normal(0.02), fan_in()
-    D, K, V = cfg.dim, cfg.rank, cfg.size
+    D, K, V = cfg.dim, cfg.width, cfg.size
     self.embedding = Embedding(rows(rngs.params(), (V + 1, K)))
     self.widen = Matrix(maps(rngs.params(), (K, D)))
     self.narrow = Matrix(maps(rngs.params(), (D, K)))

@@ -1,0 +1,167 @@
+"""A comparison: plan, resume, divergence, tasks."""
+
+import json
+
+import numpy as np
+import pytest
+
+import configs
+from train import compare, loop, report
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("text")
+  rng = np.random.default_rng(0)
+  for split, n in (("train", 3000), ("valid", 300), ("test", 300)):
+    letters = rng.choice(list(b"abcd \n"), n)
+    (path / f"{split}.txt").write_bytes(bytes(letters.tolist()))
+  return path
+
+
+def plan(folder, **fields):
+  return compare.Plan(
+    **{
+      "params": None,
+      "tokens": 100,
+      "length": 13,
+      "batch": 2,
+      "data": f"text:{folder}",
+      "seeds": 2,
+      "lrs": (1e-3, 1e-2),
+      "eval_bytes": 100,
+      **fields,
+    }
+  )
+
+
+def comparison(path, its_plan, archs=("attention", "mamba2"), together=0):
+  arms = {name: configs.load(name, "tiny") for name in archs}
+  said = []
+  return compare.Comparison(
+    arms, its_plan, path, say=said.append, together=together
+  ), said
+
+
+def scores(results):
+  return {
+    (run["arch"], run["phase"], run["seed"], run["lr"]): run["bits_per_byte"]
+    for run in results["runs"]
+  }
+
+
+@pytest.fixture(scope="module")
+def finished(folder, tmp_path_factory):
+  path = tmp_path_factory.mktemp("compare")
+  made, said = comparison(path, plan(folder))
+  return path, made.run(), said
+
+
+def test_results_have_every_run_and_can_be_reported(finished, tmp_path):
+  _, results, said = finished
+  assert len(results["runs"]) == 2 * (2 + 2)
+  finals = [run for run in results["runs"] if run["phase"] == "final"]
+  assert {run["seed"] for run in finals} == {1, 2}
+  assert {run["split"] for run in finals} == {"test"}
+  for name, arm in results["arms"].items():
+    rates = {run["lr"] for run in finals if run["arch"] == name}
+    assert rates == {arm["lr"]} and arm["lr_at_edge"]
+  assert any("edge of the grid" in line for line in said)
+  report.write(results, tmp_path)
+  saved = json.loads((tmp_path / "results.json").read_text())
+  run = saved["runs"][0]
+  assert run["config"]["model"]["vocab"]["size"] == 256
+  assert saved["data"]["hash"] and saved["versions"]["jax"]
+
+
+def test_the_best_rate_is_the_validation_slices(finished):
+  _, results, _ = finished
+  for name, arm in results["arms"].items():
+    tuned = {
+      run["lr"]: run["bits_per_byte"]
+      for run in results["runs"]
+      if run["arch"] == name and run["phase"] == "tune"
+    }
+    assert arm["lr"] == min(tuned, key=tuned.get)
+
+
+def test_an_interrupted_comparison_goes_on(
+  finished, folder, tmp_path, monkeypatch
+):
+  _, whole, _ = finished
+  made, _ = comparison(tmp_path, plan(folder))
+  run, calls = loop.run, []
+
+  def counted(*args, **fields):
+    calls.append(args[1])
+    if len(calls) == 4:  # of the first comparison
+      fields["signals"].name = "SIGTERM"
+    return run(*args, **fields)
+
+  monkeypatch.setattr(loop, "run", counted)
+  assert made.run() is None and len(calls) == 4
+  made, _ = comparison(tmp_path, plan(folder))
+  results = made.run()
+  assert len(calls) == 4 + 8 - 3
+  assert scores(results) == scores(whole)
+
+
+def test_another_plan_is_refused(finished, folder):
+  path, _, _ = finished
+  made, _ = comparison(path, plan(folder, tokens=200))
+  with pytest.raises(ValueError, match="tokens: saved 100, given 200"):
+    made.run()
+
+
+def test_one_arm_may_be_added(finished, folder):
+  path, whole, _ = finished
+  made, _ = comparison(path, plan(folder), ("attention", "mamba2", "rglru"))
+  results = made.run()
+  assert set(results["arms"]) == {"attention", "mamba2", "rglru"}
+  assert scores(whole).items() <= scores(results).items()
+
+
+def test_together_is_one_by_one(finished, folder, tmp_path):
+  _, whole, _ = finished
+  made, _ = comparison(tmp_path, plan(folder), ("mamba2",), together=2)
+  together = scores(made.run())
+  for key, value in together.items():
+    assert value == pytest.approx(scores(whole)[key], rel=1e-3)
+
+
+def test_a_rate_that_diverges_is_listed_and_another_chosen(folder, tmp_path):
+  made, said = comparison(
+    tmp_path, plan(folder, lrs=(1e-3, 1e30), seeds=1), ("attention",)
+  )
+  results = made.run()
+  bad = [run for run in results["runs"] if run["diverged"]]
+  assert [run["lr"] for run in bad] == [1e30]
+  assert results["arms"]["attention"]["lr"] == 1e-3
+  assert any("diverged" in line for line in said)
+
+
+def test_a_task_is_scored_by_accuracy(tmp_path):
+  its_plan = plan(
+    None,
+    data="task:mqar,vocab=16,pairs=2,length=12",
+    length=12,
+    seeds=1,
+    lrs=(1e-2,),
+  )
+  made, _ = comparison(tmp_path, its_plan, ("attention",))
+  results = made.run()
+  assert results["metric"] == "accuracy"
+  assert 0 <= results["runs"][-1]["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+  ("fields", "error"),
+  [
+    ({"seeds": 0}, "seeds=0 must be at least 1"),
+    ({"lrs": ()}, "positive learning rates"),
+    ({"lrs": (1e-3, 1e-3)}, "names a rate twice"),
+  ],
+)
+def test_a_wrong_plan_is_refused(fields, error):
+  with pytest.raises(ValueError, match=error):
+    plan(None, **fields)

@@ -1,0 +1,157 @@
+"""The commands, as a user runs them: in processes of their own."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from models import ROOT
+
+from train import metrics
+
+
+def command(name, *words, cwd=ROOT, **fields):
+  env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+  env.pop("XLA_FLAGS", None)
+  return subprocess.Popen(
+    [sys.executable, "-m", f"launch.{name}", *map(str, words)],
+    cwd=cwd,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    **fields,
+  )
+
+
+def run(name, *words):
+  process = command(name, *words)
+  text, _ = process.communicate(timeout=240)
+  return process.returncode, text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp("text")
+  for split, n in (("train", 400), ("valid", 30), ("test", 30)):
+    (path / f"{split}.txt").write_text("to be or not to be\n" * n)
+  return path
+
+
+def training(folder, path, *words):
+  return (
+    "--config=configs/rglru.py:tiny",
+    f"--config.data.name=text:{folder}",
+    "--config.train.steps=300",
+    "--config.train.warmup=5",
+    "--config.train.eval_every=100",
+    "--config.train.save_every=20",
+    "--config.train.eval_bytes=200",
+    f"--workdir={path}",
+    *words,
+  )
+
+
+def numbers(path):
+  return [
+    {k: v for k, v in line.items() if k != "seconds"}
+    for line in metrics.read(path)
+  ]
+
+
+def until(path, step):
+  """Waits until a run has logged a step."""
+  for _ in range(1200):
+    if (path / "metrics.jsonl").exists() and any(
+      line["step"] >= step for line in metrics.read(path)
+    ):
+      return
+    time.sleep(0.1)
+  raise TimeoutError(f"{path} logged no step {step}")
+
+
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+  path = tmp_path_factory.mktemp("runs") / "whole"
+  code, text = run("train", *training(folder, path))
+  assert code == 0, text
+  return path, text
+
+
+def test_train_then_evaluate_then_generate(trained):
+  path, text = trained
+  assert re.search(r"step 300 of 300, valid nats [\d.]+, bits_per_byte", text)
+  code, text = run("evaluate", f"--workdir={path}", "--chunk=64")
+  found = re.search(r"bits_per_byte ([\d.]+) over 570 bytes", text)
+  assert code == 0 and float(found[1]) < 1, text
+  code, text = run(
+    "generate", f"--workdir={path}", "--prompt=to be", "--bytes=30"
+  )
+  assert code == 0 and "or not to be" in text, text
+
+
+def test_kill_9_and_the_same_command_again(trained, folder, tmp_path):
+  whole, _ = trained
+  path = tmp_path / "run"
+  process = command("train", *training(folder, path))
+  until(path, 30)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  code, text = run("train", *training(folder, path))
+  assert code == 0, text
+  assert numbers(path) == numbers(whole)
+
+
+def test_sigterm_saves_and_says_how_to_go_on(folder, tmp_path):
+  path = tmp_path / "run"
+  process = command("train", *training(folder, path))
+  until(path, 10)
+  other = command("train", *training(folder, path))
+  text, _ = other.communicate(timeout=120)
+  assert other.returncode == 1
+  assert re.search(r"error: .* is in use by process \d+", text), text
+  process.send_signal(signal.SIGTERM)
+  text, _ = process.communicate(timeout=120)
+  assert process.returncode == 0, text
+  assert re.search(r"saved; go on with: python -m launch.train --config", text)
+
+
+@pytest.mark.parametrize(
+  ("words", "error"),
+  [
+    (
+      ("compare", "--archs=mamba3", "--workdir={tmp}"),
+      "unknown architecture 'mamba3': did you mean 'mamba' or 'mamba2'",
+    ),
+    (
+      ("compare", "--data=stdlb", "--workdir={tmp}"),
+      "unknown data 'stdlb': did you mean 'stdlib'",
+    ),
+    (
+      ("compare", "--params=half", "--workdir={tmp}"),
+      "'half' is not a number such as 500K",
+    ),
+    (
+      ("compare", "--platform=tpu", "--workdir={tmp}"),
+      "--platform=tpu: ",
+    ),
+    (
+      ("train", "--config=configs/mamba2.py:tiny", "--config.model.dmi=3"),
+      "no field --config.model.dmi: did you mean 'config.model.dim'",
+    ),
+    (
+      ("train", "--config=configs/mamba4.py:tiny"),
+      "unknown architecture 'mamba4'",
+    ),
+    (("evaluate", "--workdir={tmp}/none"), "no run"),
+  ],
+)
+def test_a_mistake_is_one_line(words, error, tmp_path):
+  code, text = run(*(word.format(tmp=tmp_path) for word in words))
+  assert code == 1
+  lines = [line for line in text.splitlines() if line.startswith("error: ")]
+  assert len(lines) == 1 and error in lines[0], text
+  assert "Traceback" not in text

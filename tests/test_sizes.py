@@ -1,0 +1,41 @@
+"""Sizes are solved to within 1 % of a budget, for every config."""
+
+import pytest
+from models import CONFIGS, config
+
+from train import sizes
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_meets_a_budget(name):
+  c = config(name, "small")
+  c.model.vocab.size = 256
+  own = {**c.model.mixers.to_dict()}
+  solved = sizes.solve(c, 500_000)
+  assert abs(sizes.parameters(solved) / 500_000 - 1) < 0.01
+  assert solved.model.dim % 8 == 0 and solved.model.depth == c.model.depth
+  for mixer, fields in own.items():
+    assert solved.model.mixers[mixer].get("head") == fields.get("head")
+
+
+def test_proportions_stay_near_the_config():
+  c = config("attention", "small")
+  c.model.vocab.size = 256
+  solved = sizes.solve(c, 2_000_000)
+  width = solved.model.channels.swiglu.width
+  usual = c.model.channels.swiglu.width * solved.model.dim / c.model.dim
+  assert abs(width / usual - 1) < 0.2
+
+
+def test_a_budget_that_no_width_reaches():
+  c = config("attention", "small")
+  c.model.vocab.size = 256
+  with pytest.raises(ValueError, match="no width reaches 5,000.*dim=32.*have"):
+    sizes.solve(c, 5000)
+
+
+def test_a_config_that_is_wrong_at_every_width_says_why():
+  c = config("attention", "small")
+  c.model.mixers.attention.head = 31
+  with pytest.raises(ValueError, match="head=31 must be even"):
+    sizes.solve(c, 500_000)
