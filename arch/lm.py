@@ -497,6 +497,11 @@ def join(graph, arrays):
   return nnx.merge(graph, arrays)
 
 
+def fresh(graph, arrays, batch: int, length: int | None = None):
+  """A fresh state on the devices of the arrays, so that jit compiles once."""
+  return jax.jit(lambda a: join(graph, a).init_state(batch, length))(arrays)
+
+
 def abstract(cfg: Mapping) -> LM:
   """The model with shapes in place of arrays."""
   return nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0)))

@@ -111,7 +111,7 @@ def test_one_expert_is_the_dense_layer(score):
     swiglu.Config(**COMMON, width=7), layer=jnp.int32(0), rngs=nnx.Rngs(1)
   )
   for name in ("gate", "up", "down"):
-    getattr(dense, name).weight[...] = getattr(channel, name)[...][0]
+    getattr(dense, name)[...] = getattr(channel, name)[...][0]
   run = jax.jit(call)
   close(run(channel, inputs()), run(dense, inputs()), 1e-6)
 

@@ -46,6 +46,7 @@ def training(folder, path, *words):
     "--config=configs/rglru.py:tiny",
     f"--config.data.name=text:{folder}",
     "--config.train.steps=300",
+    "--config.train.length=57",
     "--config.train.warmup=5",
     "--config.train.eval_every=100",
     "--config.train.save_every=20",

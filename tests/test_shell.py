@@ -51,7 +51,7 @@ def test_the_longest_periodic_run_is_stacked():
     ((), 3, "empty pattern"),
     (("mamba2",) * 4, 3, "4 blocks in a depth of 3"),
     (("mamba3",), 3, "'mamba3': did you mean 'mamba' or 'mamba2'"),
-    (("mamba2+swigloo",), 3, "did you mean 'swiglu'"),
+    (("attention+swigloo",), 3, "did you mean 'swiglu'"),
     (({"mixer": "attention", "windoww": 3},), 3, "has a field 'windoww'"),
     (({"window": 3},), 3, "needs a mixer"),
   ],

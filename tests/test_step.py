@@ -50,10 +50,13 @@ def test_replicates_may_see_their_own_batches():
     close(one["params"], alone["params"])
 
 
-@pytest.mark.parametrize("replicates", [0, 8, 3])
-@pytest.mark.parametrize("model", [1, 2])
+@pytest.mark.parametrize(
+  ("replicates", "model"), [(0, 1), (0, 2), (8, 1), (3, 2)]
+)
 def test_eight_devices_are_one(replicates, model):
-  c = quick("experts", batch=8)
+  # Adam's first update is the sign of a gradient: with a small epsilon, what
+  # rounding leaves of one that is 0 would be a whole step
+  c = quick("experts", batch=8, epsilon=1e-3)
   step = Step(c)
   if replicates:
     seeds = tuple(range(replicates))

@@ -149,10 +149,16 @@ class Checkpoints:
   @functools.cached_property
   def _manager(self):
     ocp = orbax()
+    background = ocp.AsyncOptions(
+      post_finalization_callback=self._seal,
+      # or its threads wait for a folder that a full disk refused, and keep
+      # the process from ending for 20 minutes
+      create_directories_asynchronously=False,
+    )
     options = ocp.CheckpointManagerOptions(
       preservation_policy=self,
       save_root_metadata=False,
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+      async_options=background,
     )
     sweep(self.folder)
     return ocp.CheckpointManager(self.folder.absolute(), options=options)

@@ -122,7 +122,7 @@ def whole(
     x, state, _ = model.features(batch["tokens"], batch["reset"], state)
     return sums(model, x, batch), state
 
-  state, total = model.init_state(1, context), np.zeros(3)
+  state, total = lm.fresh(graph, weights, 1, context), np.zeros(3)
   parts = text.windows(split, chunk, batch=1)
   for part in tqdm(parts, f"{text.name} {split}", unit="chunk"):
     found, state = add(weights, state, part)

@@ -63,7 +63,7 @@ def stream(
   start = tokens.vocab
   text = np.concatenate([[start], tokens.encode(prompt)]).astype(np.int32)
   reset = np.arange(len(text)) == 0
-  state = model.init_state(1)
+  state = lm.fresh(graph, weights, 1)
   logits, state = run(weights, state, text[None], reset[None])
   written = step = 0
   later = jnp.zeros((1, 1), bool)

@@ -220,8 +220,9 @@ def run(
       alive = np.atleast_1d(found.pop("alive"))
       values = {k: v.tolist() for k, v in found.items()}
       bar.update(tokens)
-      bar.set_postfix_str(f"loss {float(np.nanmean(found['loss'])):.3f}")
+      bar.set_postfix_str(f"loss {np.mean(found['loss']):.3f}", refresh=False)
       if not alive.any():
+        checkpoints.wait()
         raise Diverged(
           f"step {n}: the loss is {values['loss']}, with a gradient norm of "
           f"{values['grad_norm']}; the newest checkpoint is of step "

@@ -191,8 +191,8 @@ def tuples(tree):
 
 
 def flat(tree, prefix: str = "") -> dict:
-  """a.b.c -> value; an empty dict is a value."""
-  if not isinstance(tree, dict) or not tree:
+  """a.b.c -> value."""
+  if not isinstance(tree, dict):
     return {prefix: tree}
   leaves = {}
   for key, value in tree.items():

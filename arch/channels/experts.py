@@ -244,7 +244,7 @@ def batched(x, shares, gate, up, down, expert):
 
 @jax.custom_vjp
 def blocked(x, shares, gate, up, down, expert):
-  """The same, a block at a time, which takes a CPU half as long.
+  """The same, a block at a time: two thirds of the time on a CPU.
 
   Its pass backward is its own: autodiff would add up the gradients of all
   experts at every block.
@@ -269,8 +269,8 @@ def _backward(saved, d_y):
   def turn(rows):  # XLA's product of a transpose that is not made is slower
     return jax.lax.optimization_barrier(rows.T)
 
-  def add(total, e, left, right):
-    own = jnp.matmul(left, right, preferred_element_type=jnp.float32)
+  def add(total, e, columns, d_rows):
+    own = jnp.matmul(columns, d_rows, preferred_element_type=jnp.float32)
     return jax.lax.dynamic_update_index_in_dim(total, total[e] + own, e, 0)
 
   def block(totals, at):

@@ -3,8 +3,9 @@
 Time is cut into chunks of C tokens: inside a chunk everything is a product of
 matrices, and only the state crosses from one to the next. With L the running
 sum of the log decays g <= 0, what token j wrote has decayed by exp(L_i - L_j)
-at token i. No exponent is ever positive, since L_i - L_j is either formed
-before the exponential (one decay a head) or never (K decays: `products`).
+at token i. That is formed as a product of the multipliers w = exp(g), block by
+block and twice as long each time: L would lose its digits to strong decays,
+and exp(-L_j) overflows. Gradients are of L, which needs no division by w.
 
 A decay of 0 (g = -inf, and so every reset) cuts a chunk into segments. Nothing
 crosses a cut, in value or in gradient, not even as rounding.
@@ -59,18 +60,6 @@ def where_reset(reset, value, x):
   return jnp.where(reset, jnp.asarray(value, x.dtype), x)
 
 
-def cut_at(dead, x):
-  """The number of cuts so far, and x summed since the last. Both ... C."""
-  segment = jnp.cumsum(dead, axis=-1)
-  total, s = jnp.where(dead, 0, x), 1
-  while s < x.shape[-1]:
-    pad = [(0, 0)] * (x.ndim - 1) + [(s, 0)]
-    past = jnp.pad(segment[..., :-s], pad, constant_values=-1) == segment
-    total += jnp.where(past, jnp.pad(total[..., :-s], pad), 0)
-    s *= 2
-  return segment, total
-
-
 def later(x, first):
   """x of the token before, `first` for the first. x: ... C K."""
   first = jnp.full_like(x[..., :1, :], first)
@@ -80,24 +69,6 @@ def later(x, first):
 def scaled(x, scale):
   """Scaled in float32, answered in x.dtype."""
   return (x.astype(jnp.float32) * scale).astype(x.dtype)
-
-
-def decays(g):
-  """One decay a head. g: ... C float32 -> D: ... C C, P and Q: ... C 1.
-
-  D_ij = exp(L_i - L_j) for j <= i and else 0, P_i = exp(L_i),
-  Q_j = exp(L_C - L_j).
-  """
-  # exp(g) is 0 in float32, and L would lose its digits to it
-  segment, L = cut_at(g < -87, g)
-  C = g.shape[-1]
-  below = jnp.tril(jnp.ones((C, C), bool), -1)
-  below = below.reshape(*[1] * (g.ndim - 1), C, C)
-  below &= segment[..., :, None] == segment[..., None, :]
-  D = jnp.exp(jnp.where(below, L[..., :, None] - L[..., None, :], -jnp.inf))
-  D += jnp.eye(C).reshape(*[1] * (g.ndim - 1), C, C)
-  P = jnp.exp(jnp.where(segment == 0, L, -jnp.inf))
-  return D, P[..., None], D[..., -1, :, None]
 
 
 def halves(x, s):
@@ -131,8 +102,7 @@ def products(w):
   """[(s, P, Q)] for blocks of s = 1, 2, 4 ... C tokens. w: ... C K.
 
   P_i is the product of w from its block's first token to i, Q_j that from
-  j + 1 to the block's last: exp(L_i) and exp(L_C - L_j) of a block, without a
-  sum that loses digits, and 0 where a decay is 0.
+  j + 1 to the block's last: exp(L_i) and exp(L_s - L_j) of that block.
   """
   out = [(1, w, jnp.ones_like(w))]
   while out[-1][0] < w.shape[-2]:
@@ -143,6 +113,50 @@ def products(w):
     # fused with its users, each level would compute all those before it again
     out.append((2 * s, *jax.lax.optimization_barrier((P, Q))))
   return out
+
+
+def decay_gradient(w, dL):
+  """dg of dL: g_t is in L_i for every i >= t of its segment. Both ... C K."""
+  C = w.shape[-2]
+  segment = jnp.cumsum((w == 0).all(-1), axis=-1)
+  ahead = jnp.triu(jnp.ones((C, C), bool)).reshape(*[1] * (w.ndim - 2), C, C)
+  ahead &= segment[..., :, None] == segment[..., None, :]
+  dg = dot("...ti,...ik->...tk", ahead.astype(jnp.float32), dL)
+  return jnp.where(w == 0, 0, dg)
+
+
+@jax.custom_vjp
+def decays(g):
+  """One decay a head. g: ... C float32 -> D: ... C C, P and Q: ... C 1.
+
+  D_ij = exp(L_i - L_j) for j <= i and else 0, P_i = exp(L_i),
+  Q_j = exp(L_C - L_j).
+  """
+  return decays_forward(g)[0]
+
+
+def decays_forward(g):
+  w = jnp.exp(g)[..., None]
+  *inner, (_, P, Q) = products(w)
+  D = jnp.ones((*g.shape, 1, 1))
+  for s, p, q in inner:
+    p, q = halves(p, s)[1], halves(q, s)[0]
+    D = grow(D, p * q.swapaxes(-1, -2))
+  D = D[..., 0, :, :]
+  return (D, P, Q), (w, D, P, Q)
+
+
+def decays_backward(saved, ct):
+  w, D, P, Q = saved
+  dD, dP, dQ = ct
+  x = jnp.tril(D * dD, -1)
+  y = Q * dQ
+  dL = (x.sum(-1) - x.sum(-2))[..., None] + P * dP - y
+  dL = dL.at[..., -1, :].add(y.sum(-2))
+  return (decay_gradient(w, dL)[..., 0],)
+
+
+decays.defvjp(decays_forward, decays_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -229,12 +243,7 @@ def pairs_backward(late, saved, ct):
     dL += jnp.roll((r * d).at[..., 0, :].set(0), -1, axis=-2) if x else r * d
   for c, d in zip(cols32, dcols, strict=True):
     dL -= c * d
-  # g_t is in L_i for every i >= t of its segment
-  segment = jnp.cumsum((w == 0).all(-1), axis=-1)
-  ahead = jnp.triu(jnp.ones((C, C), bool)).reshape(*[1] * (g.ndim - 2), C, C)
-  ahead &= segment[..., :, None] == segment[..., None, :]
-  dg = dot("...ti,...ik->...tk", ahead.astype(f32), dL)
-  dg = jnp.where(w == 0, 0, dg)
+  dg = decay_gradient(w, dL)
   for i, j in itertools.product(range(len(rows)), range(len(cols))):
     if not late[i]:
       same = dA[i][j].reshape(*g.shape[:-1], 1)

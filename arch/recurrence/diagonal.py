@@ -46,9 +46,10 @@ def scan(a, b, reset=None, state=None):
 
 
 def reference_pair(log_modulus, angle, b_re, b_im, reset=None, state=None):
-  a = jnp.exp(log_modulus + 1j * angle)
-  state = None if state is None else state[0] + 1j * state[1]
-  h, state = reference(a, b_re + 1j * b_im, reset, state)
+  modulus = jnp.exp(log_modulus)
+  a = jax.lax.complex(modulus * jnp.cos(angle), modulus * jnp.sin(angle))
+  state = None if state is None else jax.lax.complex(*state)
+  h, state = reference(a, jax.lax.complex(b_re, b_im), reset, state)
   return (h.real, h.imag), (state.real, state.imag)
 
 
