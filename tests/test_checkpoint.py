@@ -1,6 +1,7 @@
 """Checkpoints: bit for bit, whole or not at all, the best and the last kept."""
 
 import contextlib
+import errno
 import gc
 import os
 import random
@@ -164,6 +165,16 @@ def test_every_kind_of_damage_to_every_file_is_seen(tmp_path):
       assert checkpoint.damage(folder), (file, damage)
       file.write_bytes(data)
       assert checkpoint.damage(folder) is None
+
+
+def test_a_file_that_cannot_be_read_is_damage(tmp_path, monkeypatch):
+  folder = filled(tmp_path, [1]) / "1"
+
+  def fail(*args):
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+  monkeypatch.setattr(checkpoint, "open", fail, raising=False)
+  assert "Input/output error" in checkpoint.damage(folder)
 
 
 def test_every_flipped_bit_is_seen(tmp_path):

@@ -10,6 +10,7 @@ from flax import nnx
 from models import close
 
 from arch.channels import experts, swiglu
+from arch.count import flops
 
 COMMON = dict(dim=6, depth=3, length=8)
 
@@ -155,8 +156,9 @@ def test_bfloat16_is_close_and_strict():
   close(y, jax.jit(call)(exact, x.astype(jnp.float32)), 3e-2)
 
 
-def test_gradients_add_up_in_float32():
-  # in bfloat16 the 257th token of an expert would no longer count
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_gradients_add_up_in_float32(platform, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
   channel = experts.Channel(
     experts.Config(
       **COMMON, dtype="bfloat16", experts=1, top=1, width=7, shared=0
@@ -171,7 +173,7 @@ def test_gradients_add_up_in_float32():
     return jax.grad(lambda c: jnp.sum(call(c, x).astype(jnp.float32)))(channel)
 
   whole, one = (grad(channel, x).down[...] for x in (x, x[:, :1]))
-  close(whole / 4096, one, 1e-3)
+  close(whole / 4096, one, 4e-3)  # bfloat16 rounds by half of that
 
 
 def test_bias_changes_the_choice_and_not_the_weights():
@@ -208,17 +210,14 @@ def test_next_bias_by_hand():
   close(aux["load_violation"], 4.0, 1e-6)
 
 
-def test_one_token_reads_no_more_than_its_experts():
-  E, W = 64, 7
-  channel = make(experts=E, shared=0)
-  jaxpr = jax.make_jaxpr(call)(channel, inputs(1, 1))
-  rows = [
-    v.aval.shape
-    for eqn in jaxpr.jaxpr.eqns
-    for v in eqn.outvars
-    if v.aval.size >= E * 6 * W
-  ]
-  assert not rows
+def test_one_token_costs_no_more_than_its_experts():
+  D, E, K, W = 6, 64, 3, 7
+  channel = make(experts=E, top=K, shared=0)
+  ops = flops(call, channel, inputs(1, 1))
+  assert ops["products", "norm"] == K * 6 * D * W + 2 * D * E
+  jaxpr = jax.make_jaxpr(call)(channel, inputs(1, 1)).jaxpr
+  made = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars]
+  assert max(made) < E * D * W
 
 
 def test_default_widths_make_the_active_width_of_swiglu():

@@ -82,6 +82,7 @@ def trained(folder, tmp_path_factory):
   return path, text
 
 
+@pytest.mark.smoke
 def test_train_then_evaluate_then_generate(trained):
   path, text = trained
   assert re.search(r"step 300 of 300, valid nats [\d.]+, bits_per_byte", text)

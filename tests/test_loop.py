@@ -63,6 +63,7 @@ def never_stopped(text, tmp_path_factory):
   return c, step, jax.device_get(result.state), numbers(path)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kills", [(1,), (4, 5), (7, 9, 11)])
 def test_kill_and_resume_is_never_stopped(
   kills, text, never_stopped, tmp_path, monkeypatch

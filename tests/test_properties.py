@@ -82,6 +82,7 @@ def test_causal_and_connected(name):
   assert np.all(reach[past] > 0)
 
 
+@pytest.mark.smoke
 @each
 def test_stepping_is_one_call(name):
   c, model, call = prepared(name)
@@ -185,6 +186,7 @@ def test_bfloat16_is_finite_and_close(name):
     assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
 
 
+@pytest.mark.smoke
 @each
 def test_learns_one_batch_and_compiles_once(name):
   c = config(name)

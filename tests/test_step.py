@@ -27,6 +27,7 @@ def quick(name="mamba2", **fields):
   return c
 
 
+@pytest.mark.smoke
 def test_a_replicate_is_the_run_alone():
   c = quick()
   step = Step(c)

@@ -2,10 +2,10 @@
 
 checkpoints/STEP/ holds what Orbax writes, `state` (a nested dict of arrays) and
 `iterator` (Grain's), and a `seal`: the score, the shape of every array, the
-CRC-32 of every file and its own. Neither Orbax nor
-TensorStore notices a flipped bit in an array; the seal does. It is written into
-the temporary folder that Orbax then renames, so a folder under its final name
-is whole unless the disk damaged it. Only then are older ones deleted.
+CRC-32 of every file and its own. Neither Orbax nor TensorStore notices a
+flipped bit in an array; the seal does. It is written into the temporary folder
+that Orbax then renames, so a folder under its final name is whole unless the
+disk damaged it. Only then are older ones deleted.
 
 Raises ValueError where there is nothing to restore or it fits another model,
 OSError where the disk does not take a checkpoint.
@@ -258,8 +258,9 @@ def read(folder: Path, abstract_state, iterator=None, part=False):
     for name in names
     if arrays.get(name) != given.get(name)
   ]
-  if not part and saved["iterator"] != (iterator is not None):
-    other.append(f"iterator: saved {saved['iterator']}, expected {not saved}")
+  streams = iterator is not None
+  if not part and saved["iterator"] != streams:
+    other.append(f"iterator: saved {saved['iterator']}, expected {streams}")
   if other:
     raise ValueError(
       f"{folder} does not fit this model or version:\n  " + "\n  ".join(other)
@@ -289,18 +290,17 @@ def placed(x):
 
 def shapes(tree) -> dict[str, str]:
   """params.norm.weight -> float32[128], for every array."""
-  return {
-    jax.tree_util.keystr(
-      p, simple=True, separator="."
-    ): f"{x.dtype}{list(x.shape)}"
-    for p, x in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  named = {}
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    name = jax.tree_util.keystr(path, simple=True, separator=".")
+    named[name] = f"{x.dtype}{list(x.shape)}"
+  return named
 
 
 def sweep(folder: Path):
   """Deletes what a save left that failed or was killed."""
   for part in folder.glob(f"*{orbax().utils.TMP_DIR_SUFFIX}*"):
-    shutil.rmtree(part)
+    shutil.rmtree(part, ignore_errors=True)  # or the next start does
 
 
 def steps(path) -> list[int]:
@@ -326,11 +326,11 @@ def label(folder: Path) -> dict | None:
   return json.loads(text) if crc == b"%08x" % zlib.crc32(text) else None
 
 
-def cost(label: dict | None) -> float:
-  """The score such that less is better."""
-  if label is None or label["score"] is None:
+def cost(seal: dict | None) -> float:
+  """The score such that less is better; infinite for none."""
+  if seal is None or seal["score"] is None:
     return math.inf
-  return label["score"] if label["better"] == "min" else -label["score"]
+  return seal["score"] if seal["better"] == "min" else -seal["score"]
 
 
 def damage(folder: Path) -> str | None:
@@ -338,7 +338,10 @@ def damage(folder: Path) -> str | None:
   saved = label(folder)
   if saved is None:
     return f"no whole {SEAL}"
-  found = checksums(folder)
+  try:
+    found = checksums(folder)
+  except OSError as e:
+    return str(e)
   for name, crc in saved["files"].items():
     if name not in found:
       return f"{name} is missing"
