@@ -158,7 +158,7 @@ def select_backward(saved, ct):
       return a * d, d
 
     later, d = jax.lax.scan(back, later, (a, c, dy), reverse=True)
-    dlog = d * (h - bx)
+    dlog = d * (h - bx)  # h - bx is a h_{t-1}
     dbx = chunks.dot("tbnd,tbn->tbd", d, b)
     ddt = (dlog * A[None, None]).sum(2) + dbx * x
     dA += (dlog * dt[:, :, None]).sum((0, 1))
