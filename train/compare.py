@@ -153,9 +153,10 @@ class Comparison:
   def arm(self, name, cfg, data, arm) -> list[dict] | None:
     """Tunes and trains one arm; fills in its best rate."""
     step = Step(cfg)
+    programs = {"step": step, "scorer": Scorer(step.model)}
     plan = self.plan
     grid = [(0, lr) for lr in plan.lrs]
-    tuned = self.several(name, cfg, data, step, "tune", grid)
+    tuned = self.several(name, cfg, data, programs, "tune", grid)
     if tuned is None:
       return None
     better = max if data.is_task else min
@@ -175,10 +176,10 @@ class Comparison:
         "a wider --lrs may find a better one"
       )
     seeds = [(seed, arm["lr"]) for seed in range(1, plan.seeds + 1)]
-    final = self.several(name, cfg, data, step, "final", seeds)
+    final = self.several(name, cfg, data, programs, "final", seeds)
     return None if final is None else tuned + final
 
-  def several(self, name, cfg, data, step, phase, jobs):
+  def several(self, name, cfg, data, programs, phase, jobs):
     """Runs of one arm, as many together as asked for; None if stopped."""
     done = []
     for i in range(0, len(jobs), self.together):
@@ -187,14 +188,14 @@ class Comparison:
       path = self.path / "runs" / name / f"{phase}-{ids}"
       file = path / "result.json"
       if not file.exists():
-        found = self.train(name, cfg, data, step, phase, group, path)
+        found = self.train(name, cfg, data, programs, phase, group, path)
         if found is None:
           return None
         workdir.replace(file, json.dumps(found))
       done += json.loads(file.read_text())
     return done
 
-  def train(self, name, cfg, data, step, phase, group, path):
+  def train(self, name, cfg, data, programs, phase, group, path):
     """Trains one group and scores it; None if a signal stopped it."""
     cfg = cfg.copy_and_resolve_references()
     with cfg.unlocked():
@@ -213,7 +214,7 @@ class Comparison:
         cfg,
         path,
         data,
-        step=step,
+        **programs,
         replicates=together,
         label=f"{name} {what}",
         signals=self.signals,
@@ -233,7 +234,7 @@ class Comparison:
       windows = data.windows(
         "test", length=cfg.train.length, size=cfg.train.eval_bytes
       )
-      scores = Scorer(step.model)(result.state, windows, windows.bytes)
+      scores = programs["scorer"](result.state, windows, windows.bytes)
     found = []
     for i, (seed, lr) in enumerate(group):
       own = "" if together is None else f"_{i}"

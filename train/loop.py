@@ -144,6 +144,7 @@ def run(
   data,
   *,
   step: Step | None = None,
+  scorer: Scorer | None = None,
   replicates: Sequence[tuple[int, float]] | None = None,
   label: str = "",
   signals: Signals | None = None,
@@ -154,7 +155,8 @@ def run(
     cfg: a config, as `resolve` returns it.
     path: the workdir, created or gone on with.
     data: what train.data.load returned.
-    step: a Step of the same config but for seed and rate, to compile once.
+    step, scorer: those of the same config but for seed and rate, so that
+      several runs compile once.
     replicates: seeds and peak rates to train at once, on a leading axis of
       the state; None for the config's own, without that axis.
     label: what the progress bar says first.
@@ -198,7 +200,7 @@ def run(
     stack.callback(log.close)
     curve = metrics_lib.read(folder)
     clock = Clock(next((c["seconds"] for c in curve[::-1]), 0.0))
-    scorer = Scorer(step.model)
+    scorer = scorer or Scorer(step.model)
     windows = data.windows("valid", length=t.length, size=t.eval_bytes)
     scores = []
     tokens = t.batch * t.length

@@ -31,12 +31,12 @@ class Step:
     self.optimizer = optimizer.make(cfg.train, lm.roles(self.model))
     self.share = optimizer.schedule(cfg.train)
     self.train = jax.jit(self._train, donate_argnums=0)
+    self._inits = jax.jit(self._init), jax.jit(jax.vmap(self._init))
 
   def init(self, seed, lr):
     """A fresh state for a seed and a peak learning rate."""
     seed, lr = jnp.asarray(seed, jnp.uint32), jnp.asarray(lr, jnp.float32)
-    make = self._init if seed.ndim == 0 else jax.vmap(self._init)
-    return jax.jit(make)(seed, lr)
+    return self._inits[seed.ndim](seed, lr)
 
   def _init(self, seed, lr):
     model = lm.build(self.cfg.model, rngs=lm.rngs(seed))
