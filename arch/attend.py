@@ -27,9 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from arch.layers import product
+
 HIDDEN = -1e30  # a score whose exponential is 0, and no NaN against itself
 
-dot = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+dot = functools.partial(product, "...ij,...jk->...ik")
 
 
 def attend(q, key, value, first=None, window=None):

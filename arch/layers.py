@@ -79,6 +79,16 @@ class Config:
     return w // p
 
 
+def product(formula, x, y, precision=None):
+  """The einsum of two arrays of one dtype, summed and answered in float32."""
+  if jax.default_backend() == "cpu":
+    # XLA refuses some bfloat16 products with a float32 sum there
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+  return jnp.einsum(
+    formula, x, y, precision=precision, preferred_element_type=jnp.float32
+  )
+
+
 def fan_in(scale: float = 1.0):
   """Normal with standard deviation scale / sqrt(d_in), cut at two of them."""
   return nnx.initializers.variance_scaling(

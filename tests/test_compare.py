@@ -8,6 +8,9 @@ import pytest
 import configs
 from train import compare, loop, report
 
+# they share a comparison that was made once
+pytestmark = pytest.mark.xdist_group("compare")
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -33,6 +33,9 @@ def run(name, *words):
   return process.returncode, text
 
 
+pytestmark = pytest.mark.xdist_group("launch")
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("text")

@@ -14,6 +14,9 @@ from train import loop, metrics
 from train.step import Step
 
 
+pytestmark = pytest.mark.xdist_group("loop")
+
+
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
   """A small corpus of three documents."""

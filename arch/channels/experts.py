@@ -29,7 +29,7 @@ from flax import nnx
 
 from arch import layers
 from arch.channels import swiglu
-from arch.layers import Buffer, Matrix, fan_in
+from arch.layers import Buffer, Matrix, fan_in, product
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -270,7 +270,7 @@ def _backward(saved, d_y):
     return jax.lax.optimization_barrier(rows.T)
 
   def add(total, e, columns, d_rows):
-    own = jnp.matmul(columns, d_rows, preferred_element_type=jnp.float32)
+    own = product("ij,jk->ik", columns, d_rows)
     return jax.lax.dynamic_update_index_in_dim(total, total[e] + own, e, 0)
 
   def block(totals, at):

@@ -121,7 +121,7 @@ class Mixer(nnx.Module):
     H, K, _ = self.gates.shape
     w = self.gates[...].astype(x.dtype)
     x = x.reshape(*x.shape[:2], H, K)
-    s = jnp.einsum("bthk,hkj->bthj", x, w, preferred_element_type=jnp.float32)
+    s = layers.product("bthk,hkj->bthj", x, w)
     s = jax.nn.sigmoid(s + self.gates_bias[...][None, None])
     r, i = jnp.split(s, 2, -1)
     return (t.reshape(*t.shape[:2], H * K) for t in (r, i))

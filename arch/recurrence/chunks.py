@@ -19,16 +19,10 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from arch.layers import product
 
-def dot(formula, x, y):
-  """A product accumulated in float32; exact in float32 on a TPU as well."""
-  return jnp.einsum(
-    formula,
-    x,
-    y,
-    precision=jax.lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32,
-  )
+# accumulated in float32, and exact in float32 on a TPU as well
+dot = functools.partial(product, precision=jax.lax.Precision.HIGHEST)
 
 
 def size(time, chunk):

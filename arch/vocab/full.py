@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import losses
-from arch.layers import Embedding
+from arch.layers import Embedding, product
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,7 @@ class Config:
 
 def read(table, x):
   """C V logits in float32 from C D and V D."""
-  return jnp.einsum(
-    "cd,vd->cv", x, table.astype(x.dtype), preferred_element_type=jnp.float32
-  )
+  return product("cd,vd->cv", x, table.astype(x.dtype))
 
 
 class Vocab(nnx.Module):
