@@ -13,7 +13,6 @@ from train import data as data_lib
 from train import loop, metrics
 from train.step import Step
 
-
 pytestmark = pytest.mark.xdist_group("loop")
 
 
