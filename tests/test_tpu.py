@@ -17,6 +17,7 @@ def sharding(request):
   from jax.experimental import topologies
 
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # one a test worker
   os.environ["TPU_LIBRARY_PATH"] = libtpu.get_library_path()
   found = topologies.get_topology_desc(
     platform="tpu", topology_name=request.param
