@@ -19,7 +19,7 @@ ARCHS = flags.DEFINE_list(
 PARAMS = flags.DEFINE_string(
   "params", "500K", "Parameters of every arm, or none for each config's own."
 )
-TOKENS = flags.DEFINE_string("tokens", "200K", "Tokens of one run.")
+TOKENS = flags.DEFINE_string("tokens", "150K", "Tokens of one run.")
 LENGTH = flags.DEFINE_integer("length", 256, "Tokens a sequence.")
 BATCH = flags.DEFINE_integer("batch", 8, "Sequences a step.")
 DATA = flags.DEFINE_string(
@@ -30,7 +30,7 @@ LRS = flags.DEFINE_list(
   "lrs", ["1e-3", "3e-3", "1e-2"], "Grid of peak learning rates."
 )
 EVAL_BYTES = flags.DEFINE_string(
-  "eval_bytes", "128K", "Size of the slices that are scored."
+  "eval_bytes", "64K", "Size of the slices that are scored."
 )
 TOGETHER = flags.DEFINE_integer(
   "together",

@@ -168,3 +168,14 @@ def test_a_task_is_scored_by_accuracy(tmp_path):
 def test_a_wrong_plan_is_refused(fields, error):
   with pytest.raises(ValueError, match=error):
     plan(None, **fields)
+
+
+def test_an_arm_that_diverges_at_every_rate_is_reported(folder, tmp_path):
+  made, said = comparison(
+    tmp_path / "w", plan(folder, lrs=(1e30,), seeds=1), ("attention",)
+  )
+  results = made.run()
+  assert results["arms"]["attention"]["lr"] is None
+  assert any("diverged at every rate" in line for line in said)
+  report.write(results, tmp_path)
+  assert "No final run: attention" in report.leaderboard(results)

@@ -161,6 +161,7 @@ class Comparison:
       return None
     better = max if data.is_task else min
     alive = [run for run in tuned if not run["diverged"]]
+    arm["lr"], arm["lr_at_edge"] = None, False
     if not alive:
       self.say(f"{name}: diverged at every rate of {plan.lrs}; name lower ones")
       return tuned
