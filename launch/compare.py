@@ -19,7 +19,7 @@ ARCHS = flags.DEFINE_list(
 PARAMS = flags.DEFINE_string(
   "params", "500K", "Parameters of every arm, or none for each config's own."
 )
-TOKENS = flags.DEFINE_string("tokens", "150K", "Tokens of one run.")
+TOKENS = flags.DEFINE_string("tokens", "250K", "Tokens of one run.")
 LENGTH = flags.DEFINE_integer("length", 256, "Tokens a sequence.")
 BATCH = flags.DEFINE_integer("batch", 8, "Sequences a step.")
 DATA = flags.DEFINE_string(
