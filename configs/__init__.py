@@ -35,7 +35,8 @@ def base_config(size: str = "small") -> ml_collections.ConfigDict:
   c.train.seed = 0
   c.train.optimizer = "adamw"
   c.train.beta1 = 0.9
-  c.train.beta2 = 0.95
+  # small batches want a longer memory: https://arxiv.org/abs/2507.07101
+  c.train.beta2 = 0.99
   c.train.epsilon = 1e-8
   c.train.momentum = 0.95  # Muon's
   c.train.decay = 0.1  # of matrices

@@ -133,4 +133,4 @@ def architectures(lengths: list[int]) -> dict:
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, cores=True)

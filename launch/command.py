@@ -57,8 +57,12 @@ def check_config(argv):
         raise ValueError(f"no field --{name}: {closest(name, known)}")
 
 
-def run(main):
-  """main under absl; an error that a user can mend is one line and exit 1."""
+def run(main, cores: bool = False):
+  """main under absl; an error that a user can mend is one line and exit 1.
+
+  Args:
+    cores: for what trains: see train.platform.setup.
+  """
 
   def parse(argv):
     try:
@@ -73,7 +77,7 @@ def run(main):
 
     say(f"{platform.command()}: starting")
     try:
-      platform.setup(PLATFORM.value)
+      platform.setup(PLATFORM.value, cores)
       return main(argv)
     except (ValueError, OSError) as error:
       if TRACEBACK.value:

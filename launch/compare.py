@@ -1,7 +1,8 @@
 """Which architecture is better, by how much, and is that noise?
 
 python -m launch.compare [--archs=a,b,c] [--params=500K|none] [--tokens=]
-  [--length=] [--batch=] [--data=stdlib] [--seeds=3] [--lrs=...] [--workdir=]
+  [--length=] [--batch=] [--data=stdlib] [--seeds=3] [--lrs=...]
+  [--optimizer=adamw|muon] [--workdir=]
 python -m launch.compare --report=W1,W2 --workdir=OUT
 """
 
@@ -28,6 +29,9 @@ DATA = flags.DEFINE_string(
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at each arm's best rate.")
 LRS = flags.DEFINE_list(
   "lrs", ["1e-3", "3e-3", "1e-2"], "Grid of peak learning rates."
+)
+OPTIMIZER = flags.DEFINE_enum(
+  "optimizer", "adamw", ["adamw", "muon"], "Of every arm."
 )
 EVAL_BYTES = flags.DEFINE_string(
   "eval_bytes", "64K", "Size of the slices that are scored."
@@ -75,6 +79,7 @@ def main(argv):
       seeds=SEEDS.value,
       lrs=tuple(map(float, LRS.value)),
       eval_bytes=number(EVAL_BYTES.value),
+      optimizer=OPTIMIZER.value,
     )
     comparison = compare.Comparison(
       arms,
@@ -93,4 +98,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, cores=True)

@@ -42,6 +42,28 @@ def test_silent_where_libtpu_finds_no_tpu(given, tmp_path):
   assert done.stdout.startswith("cpu 3.0")
 
 
+@pytest.mark.parametrize(
+  ("cores", "environment", "devices"),
+  [
+    ("False", {}, 1),
+    ("True", {}, platform.core_count()),
+    ("True", {"JAX_NUM_CPU_DEVICES": "3"}, 3),
+  ],
+)
+def test_a_device_a_core(cores, environment, devices, tmp_path):
+  if any(map(platform.device_files, platform.DEVICES)):
+    pytest.skip("not a CPU machine")
+  code = f"from train import platform\nplatform.setup(cores={cores})\n"
+  done = python(
+    code + "import jax\nprint(jax.device_count())",
+    LAB_CACHE=str(tmp_path),
+    JAX_PLATFORMS=None,
+    XLA_FLAGS=None,
+    **environment,
+  )
+  assert (done.stdout.strip(), done.stderr) == (str(devices), "")
+
+
 @pytest.mark.parametrize("asked", ["tpu", "gpu"])
 @pytest.mark.parametrize("files", [[], ["/dev/null"]])
 def test_absent_platform_is_refused(asked, files, tmp_path):

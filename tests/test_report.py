@@ -35,6 +35,8 @@ def make(arms=("a", "b", "c"), seeds=(1, 2, 3), metric="bits_per_byte", **over):
     },
     "metric": metric,
     "length": 64,
+    "batch": 8,
+    "optimizer": "adamw",
     "tokens": 70_000,
     "arms": {
       arm: {
@@ -319,6 +321,8 @@ def test_merge_of_equals_is_one_ranking(tmp_path):
   [
     ({"tokens": 80_000}, "tokens"),
     ({"length": 128}, "length"),
+    ({"batch": 16}, "batch"),
+    ({"optimizer": "muon"}, "optimizer"),
     ({"metric": "accuracy"}, "metric"),
     ({"hash": "cd34"}, "data hash"),
   ],

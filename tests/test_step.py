@@ -7,6 +7,7 @@ import pytest
 from models import batch, close, config
 
 from train import optimizer
+from train.evaluate import Scorer
 from train.sharding import Sharding
 from train.step import Step
 
@@ -71,6 +72,34 @@ def test_eight_devices_are_one(replicates, model):
   assert set(sizes) == {8}
   together, _ = step.train(spread, sharding.batch(batch(c), replicates))
   close(jax.device_get(together["params"]), jax.device_get(alone["params"]))
+
+
+@pytest.mark.parametrize(
+  ("model", "size", "replicates", "data"),
+  [(1, 8, 0, 8), (1, 12, 0, 6), (1, 3, 4, 4), (1, 7, 0, 7), (2, 3, 0, 3)],
+)
+def test_no_more_devices_than_can_share(model, size, replicates, data):
+  sharding = Sharding.fitting(model, size, replicates)
+  assert dict(sharding.mesh.shape) == {"data": data, "model": model}
+
+
+@pytest.mark.parametrize("model", [0, 3, 16])
+def test_devices_a_model_must_divide(model):
+  with pytest.raises(ValueError, match=f"{model} devices a model must divide"):
+    Sharding.fitting(model, 8)
+
+
+@pytest.mark.parametrize("replicates", [(), (4,)])
+def test_scores_are_shared_by_the_devices(replicates):
+  c = quick(batch=8)
+  step, scorer = Step(c), Scorer(Step(c).model)
+  zero = np.zeros(replicates, int)
+  alone = step.init(zero, zero + 1e-3)
+  expected = scorer(alone, [batch(c)], 8)
+  spread = Sharding.fitting(1, 8, *replicates).state(alone)
+  for own, one in zip(scorer(spread, [batch(c)], 8), expected, strict=True):
+    assert own.nats == pytest.approx(one.nats, rel=1e-5)
+  assert Sharding.of(spread).mesh == Sharding.fitting(1, 8, *replicates).mesh
 
 
 def test_stacked_layers_are_never_sharded():

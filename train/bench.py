@@ -5,7 +5,8 @@ on the machine does not count; compiling is timed apart, never from a cache.
 
   FLOP/s   3 x forward FLOPs a token (arch.count) x tokens/s: the backward pass
            is taken as twice the forward one, recomputation is not counted
-  memory   bytes of the compiled step: arguments, results and temporaries
+  memory   bytes of the compiled step: arguments, results and temporaries, of
+           one device, or of a CPU's together
   decode   greedy, batch 1, from a state that is carried and donated
 """
 
@@ -22,6 +23,7 @@ import arch
 from arch import lm
 from arch.recurrence import delta, diagonal, gated
 from train import sizes
+from train.sharding import Sharding
 from train.step import Step
 
 
@@ -58,11 +60,13 @@ def measure(cfg, peak: float, seconds: float = 3.0) -> dict:
   """
   step = Step(cfg)
   count = arch.count(step.model, cfg.train.length)
-  state, batch = step.init(0, cfg.train.lr), random_batch(cfg)
+  state, batch = placed(step, cfg)
   start = time.perf_counter()
   train = step.train.lower(state, batch).compile()
   compiling = time.perf_counter() - start
-  memory = train.memory_analysis()
+  memory = train.memory_analysis()  # of one device
+  shared = jax.default_backend() == "cpu"
+  devices = state["step"].sharding.num_devices if shared else 1
   took, state = training(train, state, batch, seconds)
   rate = cfg.train.batch * cfg.train.length / took
   achieved = 3 * count.forward.total * rate
@@ -77,10 +81,13 @@ def measure(cfg, peak: float, seconds: float = 3.0) -> dict:
     "tokens_per_second": rate,
     "flops_per_second": achieved,
     "share_of_peak": achieved / peak,
-    "memory_bytes": memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    - memory.alias_size_in_bytes
-    + memory.temp_size_in_bytes,
+    "memory_bytes": devices
+    * (
+      memory.argument_size_in_bytes
+      + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes
+      + memory.temp_size_in_bytes
+    ),
     "decode_tokens_per_second": decoding(step.model, state, seconds),
   }
 
@@ -90,9 +97,16 @@ def growth(cfg, lengths, seconds: float = 3.0) -> Iterator[dict]:
   for length in lengths:
     own = reshape(cfg, length, max(lengths) // length)
     step = Step(own)
-    state, batch = step.init(0, own.train.lr), random_batch(own)
+    state, batch = placed(step, own)
     took, _ = training(step.train, state, batch, seconds)
     yield {"length": length, "batch": own.train.batch, "step_seconds": took}
+
+
+def placed(step: Step, cfg):
+  """A training state and a batch, on the devices that would train it."""
+  sharding = Sharding.fitting(cfg.train.model_devices, cfg.train.batch)
+  state = sharding.state(step.init(0, cfg.train.lr))
+  return state, sharding.batch(random_batch(cfg))
 
 
 def random_batch(cfg) -> dict:
@@ -115,7 +129,8 @@ def training(train: Callable, state, batch, seconds: float):
 
 def decoding(model, state, seconds: float) -> float:
   """Tokens a second with the weights of a training state."""
-  model = lm.fill(model, state["params"], state["buffers"])
+  weights = state["params"], state["buffers"]
+  model = lm.fill(model, *jax.device_put(weights, jax.devices()[0]))
   graph, arrays = lm.split(model)
 
   @functools.partial(jax.jit, donate_argnums=1)

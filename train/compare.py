@@ -37,6 +37,7 @@ class Plan:
     seeds: how many seeds are trained at an arm's best rate.
     lrs: the grid of peak learning rates.
     eval_bytes: size of the validation and test slices.
+    optimizer: of every arm, adamw or muon.
   """
 
   params: int | None
@@ -47,6 +48,7 @@ class Plan:
   seeds: int
   lrs: tuple[float, ...]
   eval_bytes: int
+  optimizer: str = "adamw"
 
   def __post_init__(self):
     for name in ("tokens", "length", "batch", "seeds", "eval_bytes"):
@@ -68,6 +70,7 @@ class Plan:
     cfg.data.name = self.data
     t = cfg.train
     t.steps, t.length, t.batch = self.steps, self.length, self.batch
+    t.optimizer = self.optimizer
     t.warmup = min(t.warmup, self.steps // 10)
     # a score along the way costs as much as many short steps
     t.eval_every = max(100, -(-self.steps // 10))
@@ -289,6 +292,8 @@ class Comparison:
       },
       "metric": "accuracy" if data.is_task else "bits_per_byte",
       "length": self.plan.length,
+      "batch": self.plan.batch,
+      "optimizer": self.plan.optimizer,
       "tokens": self.plan.steps * self.plan.batch * self.plan.length,
       "arms": arms,
       "runs": runs,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from arch import lm
 from train import checkpoint, tokenizer, workdir
 from train import data as data_lib
+from train.sharding import Sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +77,12 @@ class Scorer:
       batches: dicts of tokens, targets, weights, reset, each B T.
       size: bytes of raw text that the batches spell; 0 for a task.
     """
-    score = self._compiled[state["step"].ndim]
+    R = state["step"].shape
+    score, sharding = self._compiled[len(R)], Sharding.of(state)
     # summed on the host in float64: a long split outgrows float32
     sums = 0.0
     for batch in batches:
+      batch = sharding.batch(batch, *R)
       part = score(state["params"], state["buffers"], batch)
       sums = sums + np.asarray(part, np.float64)
     return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]

@@ -190,7 +190,9 @@ def run(
       )
     )
     next_batch, iterator = batches(cfg, data, seed)
-    sharding = Sharding(t.model_devices)
+    sharding = Sharding.fitting(
+      t.model_devices, t.batch // t.accumulate, len(replicates or ())
+    )
     state = sharding.state(step.init(seed, lr))
     restored = checkpoints.restore(state, iterator)
     start = 0

@@ -1,10 +1,13 @@
 """What a process needs before and around JAX: set-up, and a description.
 
-setup(platform) comes first in every command, before `import jax` if it can:
+setup(platform, cores) comes first in every command, before `import jax` if it
+can:
 
   an `arch` that is not this checkout's is refused (PyPI has another one);
   freed memory stays with the process: fresh pages for each large result cost
     a CPU step a fifth to a half of its time;
+  where it trains, a CPU is one device a core, see train/sharding.py: a step
+    takes three quarters to nine tenths of its time on two;
   JAX does not look for a TPU where libtpu is installed and no TPU is, which
     prints errors; a platform that was asked for and is not there is refused;
   programs that took a second to compile are kept for the next start: 17 s ->
@@ -38,8 +41,13 @@ PACKAGES = (
 GUARD = Path("/sys/devices/system/cpu/vulnerabilities/gather_data_sampling")
 
 
-def setup(platform: str | None = None):
-  """Prepares the process to run on cpu, gpu, tpu or the best there is."""
+def setup(platform: str | None = None, cores: bool = False):
+  """Prepares the process to run on cpu, gpu, tpu or the best there is.
+
+  Args:
+    cores: whether a CPU shall be one device a core, to share batches.
+      JAX_NUM_CPU_DEVICES overrules this.
+  """
   if platform not in (None, *PLATFORMS):
     raise ValueError(f"platform {platform!r}: one of {', '.join(PLATFORMS)}")
   own_arch()
@@ -53,6 +61,8 @@ def setup(platform: str | None = None):
 
   import jax
 
+  if cores and on_cpu and jax.config.jax_num_cpu_devices < 1:
+    jax.config.update("jax_num_cpu_devices", core_count())
   if platform is not None:
     # None lets JAX look for CUDA and ROCm
     names = {"cpu": "cpu", "tpu": "tpu,cpu", "gpu": None}[platform]
@@ -137,6 +147,13 @@ def cpu(field: str) -> list[str]:
   return [v.strip() for k, _, v in pairs if k.strip() == field][:1]
 
 
+def core_count() -> int:
+  """How many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
 def machine() -> dict:
   """What ran: for results, beside times."""
   import jax
@@ -144,9 +161,7 @@ def machine() -> dict:
   devices = jax.devices()
   return {
     "cpu": (cpu("model name") or [host.processor() or host.machine()])[0],
-    "cores": len(os.sched_getaffinity(0))
-    if hasattr(os, "sched_getaffinity")
-    else os.cpu_count(),
+    "cores": core_count(),
     "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     "system": host.platform(),
     "platform": devices[0].platform,

@@ -3,6 +3,9 @@
 A mesh has the axes `data` and `model`. Replicates go over `data` where they
 divide it, else the batch does; a parameter's largest axis that divides it goes
 over `model`. Axes that stack layers are never sharded.
+
+A CPU counts as one device a core where `platform.setup` was told so: XLA keeps
+most of a step's small products on one thread, and halves of a batch on two.
 """
 
 import jax
@@ -21,7 +24,7 @@ class Sharding:
 
   def __init__(self, model: int = 1, devices=None):
     devices = np.asarray(jax.devices() if devices is None else devices)
-    if devices.size % model:
+    if model < 1 or devices.size % model:
       raise ValueError(
         f"{model} devices a model must divide the {devices.size} there are"
       )
@@ -30,6 +33,29 @@ class Sharding:
       ("data", "model"),
       axis_types=(AxisType.Auto,) * 2,
     )
+
+  @classmethod
+  def fitting(cls, model: int, batch: int, replicates: int = 0):
+    """On as many of JAX's devices as can share the batch, or the replicates.
+
+    More would all repeat the same work.
+    """
+    devices = jax.devices()
+    if model < 1 or len(devices) % model:
+      return cls(model, devices)  # refuses
+    data = len(devices) // model
+    while batch % data and (not replicates or replicates % data):
+      data -= 1
+    return cls(model, devices[: data * model])
+
+  @classmethod
+  def of(cls, state):
+    """The sharding that a training state is placed by."""
+    placed = state["step"].sharding
+    if isinstance(placed, NamedSharding):
+      mesh = placed.mesh
+      return cls(mesh.shape["model"], mesh.devices.ravel())
+    return cls(devices=list(placed.device_set))
 
   def _over_data(self, size: int) -> bool:
     return size % self.mesh.shape["data"] == 0

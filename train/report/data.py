@@ -3,7 +3,8 @@
 `results`, the dict that launch.compare writes and everything here reads:
   format (1), created, command, versions, machine
   data: name, hash, note, tokenizer, is_task
-  metric: "bits_per_byte" or "accuracy"; length; tokens: of one run
+  metric: "bits_per_byte" or "accuracy"; length, batch, optimizer; tokens: of
+    one run
   arms: {name: params, params_embedding, sizes, flops_per_token (forward, at
     `length`), decode_flops and state_bytes ({"1024": , "65536": }), lr,
     lr_at_edge}
@@ -23,6 +24,7 @@ from train import statistics
 
 FORMAT = 1
 FIRST_LOOK = 5  # tokens a parameter below which a ranking may still turn
+ALIKE = ("metric", "tokens", "length", "batch", "optimizer")
 CONTEXTS = {"1024": "1k", "65536": "64k"}
 BINS = 64  # points of a drawn curve
 
@@ -89,8 +91,8 @@ def runs_of(results, arm, phase):
 def merge(named: Mapping[str, dict]) -> list[dict]:
   """Joins the results of several workdirs, one dict for each condition.
 
-  What was trained and scored alike (data hash, metric, tokens, length) becomes
-  one comparison; the rest stay apart and are never ranked together. An arm that
+  What was trained and scored alike (data hash and all of ALIKE) becomes one
+  comparison; the rest stay apart and are never ranked together. An arm that
   several workdirs have takes "@" and the workdir's name as a suffix. `sources`
   of each dict keeps when, how and where each workdir was made.
   """
@@ -101,12 +103,7 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
 
   conditions = {}
   for name, results in named.items():
-    key = (
-      results["data"]["hash"],
-      results["metric"],
-      results["tokens"],
-      results["length"],
-    )
+    key = results["data"]["hash"], *(results[name] for name in ALIKE)
     kept = {k: v for k, v in results.items() if k != "leaderboard"}
     joined = conditions.setdefault(
       key, kept | {"arms": {}, "runs": [], "sources": []}
@@ -130,10 +127,7 @@ def mismatch(conditions) -> str:
   named = {
     "data": [c["data"]["name"] for c in conditions],
     "data hash": [c["data"]["hash"] for c in conditions],
-    "metric": [c["metric"] for c in conditions],
-    "tokens": [c["tokens"] for c in conditions],
-    "length": [c["length"] for c in conditions],
-  }
+  } | {name: [c[name] for c in conditions] for name in ALIKE}
   differing = [
     f"{name} ({', '.join(dict.fromkeys(map(str, values)))})"
     for name, values in named.items()

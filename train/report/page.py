@@ -74,7 +74,8 @@ def section(results, name, several) -> str:
 def condition(results) -> str:
   return (
     f"{results['data']['name']}, {data.humanise(results['tokens'])} tokens, "
-    f"length {results['length']}, {data.metric(results).name}"
+    f"length {results['length']}, batch {results['batch']}, "
+    f"{results['optimizer']}, {data.metric(results).name}"
   )
 
 
@@ -329,6 +330,8 @@ def conditions(results) -> str:
     ("scored on", ", ".join(splits)),
     ("tokens a run", f"{results['tokens']:,}"),
     ("length", results["length"]),
+    ("batch", results["batch"]),
+    ("optimiser", results["optimizer"]),
   ]
   for source in results.get("sources", [results]):
     named = [("workdir", source["name"])] if "name" in source else []
