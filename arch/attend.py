@@ -16,7 +16,8 @@ Tiles are held keys first. Then softmax runs along rows, and every product is
 [.., m, k] x [.., k, n]: XLA's other batched products are slow on a CPU.
 
 B batch  T time  S keys  P past keys  H heads  G groups  R heads a group
-K key width  V value width  N blocks of m queries
+K key width  V value width  N blocks of m queries  M = B G rows, an axis that is
+left out where it is one: see chunks.split in arch/recurrence
 """
 
 import functools
@@ -88,39 +89,45 @@ class Tiling(NamedTuple):
 
   def scores(self, k, q, first, i, j):
     """n keys by R m queries in float32."""
-    at = j * self.n + jnp.arange(self.n)[None, None, :, None]
+    wide = (1,) * (first.ndim - 2)
+    at = j * self.n + jnp.arange(self.n).reshape(*wide, -1, 1)
     last = self.past + i * self.m + jnp.arange(self.m)
-    last = jnp.tile(last, q.shape[-1] // self.m)[None, None, None]
+    last = jnp.tile(last, q.shape[-1] // self.m).reshape(*wide, 1, -1)
     return jnp.where((first <= at) & (at <= last), dot(k, q), HIDDEN)
 
 
 def split(x, size, G, order):
-  """B T H K -> blocks B G and, by `order`, R m K (rows) or K R m (columns)."""
+  """B T H K -> N M and, by `order`, R m K (rows) or K R m (columns)."""
   B, T, H, K = x.shape
   x = x.reshape(B, T // size, size, G, H // G, K)
   x = jnp.einsum(f"bnmgrk->nbg{order}", x)
-  if order == "rmk":
-    return x.reshape(*x.shape[:3], -1, K)
-  return x.reshape(*x.shape[:4], -1)
+  own = (-1, K) if order == "rmk" else (K, -1)
+  return x.reshape(x.shape[0], *axis(B * G), *own)
 
 
-def join(x, size, order):
+def join(x, size, G, order):
   """Undoes split."""
-  N, B, G = x.shape[:3]
-  K = x.shape[3 if order == "krm" else 4]
-  x = x.reshape(N, B, G, *((-1, size, K) if order == "rmk" else (K, -1, size)))
+  N, K = x.shape[0], x.shape[-1 if order == "rmk" else -2]
+  own = (-1, size, K) if order == "rmk" else (K, -1, size)
+  B = math.prod(x.shape[1:-2]) // G
+  x = x.reshape(N, B, G, *own)
   x = jnp.einsum(f"nbg{order}->bnmgrk", x)
   return x.reshape(B, N * size, -1, K)
+
+
+def axis(size):
+  return () if size == 1 else (size,)
 
 
 rows = functools.partial(split, order="rmk")
 columns = functools.partial(split, order="krm")
 
 
-def limits(first, m, R):
-  """b T -> N b 1 1 R m."""
-  first = first.reshape(first.shape[0], -1, m).swapaxes(0, 1)
-  return jnp.tile(first, (1, 1, R))[:, :, None, None]
+def limits(first, B, m, G, R):
+  """B T, or 1 T -> N M 1 R m."""
+  first = jnp.broadcast_to(first, (B, first.shape[1])).reshape(B, -1, m)
+  first = jnp.tile(jnp.repeat(first, G, 0).swapaxes(0, 1), (1, 1, R))
+  return first.reshape(first.shape[0], *axis(B * G), 1, -1)
 
 
 def get(x, i):
@@ -140,7 +147,7 @@ def forward(tiling, q, key, value, first):
   m, n, G = tiling.m, tiling.n, key.shape[2]
   qs = columns(q, m, G)
   ks, vs = rows(key, n, G), columns(value, n, G)
-  firsts = limits(first, m, q.shape[2] // G)
+  firsts = limits(first, q.shape[0], m, G, q.shape[2] // G)
 
   def tile(carry, place):
     i, j = place
@@ -153,11 +160,11 @@ def forward(tiling, q, key, value, first):
     made = (out, new, total)
     return tuple(put(x, y, i) for x, y in zip(carry, made, strict=True)), None
 
-  shape = *qs.shape[:3], value.shape[-1], qs.shape[-1]  # N B G V Rm
-  one = *shape[:3], 1, shape[-1]
+  shape = *qs.shape[:-2], value.shape[-1], qs.shape[-1]  # N M V Rm
+  one = *shape[:-2], 1, shape[-1]
   carry = jnp.zeros(shape), jnp.full(one, HIDDEN), jnp.zeros(one)
   (out, top, total), _ = jax.lax.scan(tile, carry, tiling.visible(q.shape[1]))
-  out = join(out / total, m, "krm").astype(q.dtype)
+  out = join(out / total, m, G, "krm").astype(q.dtype)
   return out, (q, key, value, first, out, top + jnp.log(total))
 
 
@@ -168,9 +175,10 @@ def backward(tiling, kept, d_out):
   ks, k_columns = rows(key, n, G), columns(key, n, G)
   vs = rows(value, n, G)
   ds, d_rows = columns(d_out, m, G), rows(d_out, m, G)
-  firsts = limits(first, m, q.shape[2] // G)
+  firsts = limits(first, q.shape[0], m, G, q.shape[2] // G)
   inner = d_out.astype(jnp.float32) * out.astype(jnp.float32)
-  inner = columns(inner.sum(-1, keepdims=True), m, G)  # N B G 1 Rm
+  inner = inner.reshape(-1, out.shape[-1]).sum(-1).reshape(*out.shape[:-1], 1)
+  inner = columns(inner, m, G)  # N M 1 Rm
 
   def tile(carry, place):
     i, j = place
@@ -187,9 +195,9 @@ def backward(tiling, kept, d_out):
   carry = (jnp.zeros(x.shape) for x in (qs, ks, vs))
   (dq, dk, dv), _ = jax.lax.scan(tile, tuple(carry), tiling.visible(q.shape[1]))
   return (
-    join(dq, m, "krm").astype(q.dtype),
-    join(dk, n, "rmk").astype(key.dtype),
-    join(dv, n, "rmk").astype(value.dtype),
+    join(dq, m, G, "krm").astype(q.dtype),
+    join(dk, n, G, "rmk").astype(key.dtype),
+    join(dv, n, G, "rmk").astype(value.dtype),
     None,
   )
 

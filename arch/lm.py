@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from arch import pattern
 from arch.layers import Buffer, RMSNorm, closest
 
 # A stack of at most this many blocks is unrolled on a CPU, which saves the
@@ -49,69 +50,6 @@ def configure(config_class, where: str, **fields):
     if name not in known:
       raise ValueError(f"{where} has no field {name!r}: {closest(name, known)}")
   return config_class(**fields)
-
-
-@dataclasses.dataclass(frozen=True)
-class Place:
-  """One block of a pattern: its mixers (run in parallel), its channel mixer.
-
-  Attributes:
-    mixers: names of files in arch/mixers.
-    channel: name of a file in arch/channels, or "none".
-    share: places of one such name share weights, not state.
-    fields: what this place overrides in its mixers' Configs.
-  """
-
-  mixers: tuple[str, ...]
-  channel: str
-  share: str = ""
-  fields: tuple[tuple[str, object], ...] = ()
-
-  @classmethod
-  def parse(cls, entry, channel: str):
-    """From "mixer", "a|b", "mixer+channel" or a dict with overrides."""
-    if isinstance(entry, Mapping):
-      fields = dict(entry)
-      if "mixer" not in fields:
-        raise ValueError(f"a pattern's entry needs a mixer: {fields}")
-      place = cls.parse(fields.pop("mixer"), channel)
-      return dataclasses.replace(
-        place,
-        channel=fields.pop("channel", place.channel),
-        share=fields.pop("share", ""),
-        fields=tuple(sorted(fields.items())),
-      )
-    mixers, _, own = entry.partition("+")
-    return cls(tuple(mixers.split("|")), own or channel)
-
-
-def expand(pattern, depth: int, channel: str) -> tuple[Place, ...]:
-  """The pattern repeated and cut at depth."""
-  places = [Place.parse(entry, channel) for entry in pattern]
-  if not places:
-    raise ValueError(
-      'an empty pattern: name at least one mixer, as ("mamba2",)'
-    )
-  if len(places) > depth:
-    raise ValueError(f"a pattern of {len(places)} blocks in a depth of {depth}")
-  return tuple(places[i % len(places)] for i in range(depth))
-
-
-def stacks(places) -> list[tuple[int, tuple[Place, ...]]]:
-  """Cuts places into (repeats, period) around their longest periodic run."""
-  best = (0, 0, 0, 1)  # blocks in the run, -period, -start, repeats
-  for period in range(1, len(places) // 2 + 1):
-    for start in range(len(places) - 2 * period + 1):
-      end = start + period
-      while end < len(places) and places[end] == places[end - period]:
-        end += 1
-      n = (end - start) // period
-      if n > 1:
-        best = max(best, (n * period, -period, -start, n))
-  size, period, start, n = best[0], -best[1], -best[2], best[3]
-  run = (n, places[start : start + period])
-  rest = [(1, places[:start]), run, (1, places[start + size :])]
-  return [(n, part) for n, part in rest if part]
 
 
 class Block(nnx.Module):
@@ -243,7 +181,7 @@ class Config:
     dim: width of the residual stream.
     depth: number of blocks.
     length: how far back attention looks from a carried state.
-    pattern: blocks, repeated and cut at depth; see Place.parse.
+    pattern: blocks, repeated and cut at depth; see arch/pattern.py.
     channel: channel mixer of the entries that name none; "none" for none.
     mixers: fields of each mixer's Config, by its name.
     channels: fields of each channel mixer's Config, by its name.
@@ -294,7 +232,7 @@ def build(cfg: Mapping, *, rngs: nnx.Rngs) -> "LM":
 
 class LM(nnx.Module):
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-    places = expand(cfg.pattern, cfg.depth, cfg.channel)
+    places = pattern.expand(cfg.pattern, cfg.depth, cfg.channel)
     self.length, self.remat = cfg.length, cfg.remat
     vocab = dict(cfg.vocab)
     name = vocab.pop("name")
@@ -319,7 +257,7 @@ class LM(nnx.Module):
 
     start = 0
     self.repeats = ()
-    for i, (n, period) in enumerate(stacks(places)):
+    for i, (n, period) in enumerate(pattern.stacks(places)):
       keys = jax.random.split(rngs.params(), n)
       layers = start + len(period) * jnp.arange(n, dtype=jnp.int32)
       setattr(self, f"stack_{i}", stacked(period, cfg, keys, layers))

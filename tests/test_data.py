@@ -41,6 +41,14 @@ def scored(batches):
   return np.concatenate([b["targets"][b["weights"] > 0] for b in batches])
 
 
+def whole(text, split):
+  """A split as one sequence."""
+  batches = text.windows(split, length=text.bytes_of(split), batch=1)
+  (only,) = batches
+  scored = np.flatnonzero(only["weights"][0])
+  return {k: v[:, scored] for k, v in only.items()}
+
+
 def same(a, b):
   for key in ("tokens", "targets", "weights", "reset"):
     np.testing.assert_array_equal(a[key], b[key], key)
@@ -50,7 +58,7 @@ def test_packing():
   """n bytes are n targets, each document after its start symbol, reset there.
 
   An empty document is none."""
-  stream = text_of([b"ab", b"", b"cde", b"f", b""]).stream("test")
+  stream = whole(text_of([b"ab", b"", b"cde", b"f", b""]), "test")
   assert bytes(stream["targets"][0].tolist()) == b"abcdef"
   a, c, d = b"acd"
   assert stream["tokens"].tolist() == [[256, a, 256, c, d, 256]]
@@ -96,9 +104,9 @@ def loaded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("kind", tokenizer.KINDS)
-def test_stream_is_the_split(loaded, kind):
+def test_one_window_is_the_split(loaded, kind):
   text = loaded[kind]
-  stream = text.stream("test")
+  stream = whole(text, "test")
   assert text.decode(stream["targets"][0]) == TEXT[-4001:]
   assert text.bytes_of("test") == 4001
   assert stream["reset"].sum() == 1 and stream["reset"][0, 0]
@@ -130,8 +138,8 @@ def test_training_windows_of_documents():
   """The input is the symbol before, or the start symbol with a reset."""
   documents = [bytes([i] * (i % 5 + 1)) for i in range(1, 100)]
   text = text_of(documents)
-  whole = text.stream("train")["targets"][0]
-  first = text.stream("train")["reset"][0]
+  packed = whole(text, "train")
+  symbols, first = packed["targets"][0], packed["reset"][0]
   it = text.train(batch=4, length=13, seed=0)
   for _ in range(20):
     b = next(it)
@@ -144,11 +152,11 @@ def test_training_windows_of_documents():
     assert (b["tokens"][:, 1:] == b["targets"][:, :-1])[later].all()
     for row in range(4):
       at = next(
-        i for i in range(len(whole))
-        if (np.roll(whole, -i)[:13] == b["targets"][row]).all()
+        i for i in range(len(symbols))
+        if (np.roll(symbols, -i)[:13] == b["targets"][row]).all()
         and (np.roll(first, -i)[:13] == b["reset"][row]).all()
       )  # fmt: skip
-      assert b["reset"][row, 0] or b["tokens"][row, 0] == whole[at - 1]
+      assert b["reset"][row, 0] or b["tokens"][row, 0] == symbols[at - 1]
 
 
 def test_seeds():
@@ -332,12 +340,12 @@ def test_bpe_takes_long_text_in_pieces(monkeypatch):
   """Pieces encode as the whole does, line feeds and indents included."""
   text = b"x = 1\n\n\n  a\n\n\tb\n \nc\n\nd\n" * 20
   bpe = tokenizer.BPE.train([text], 290)
-  whole = bpe.encode(text)
+  ids = bpe.encode(text)
   assert any(b"\n\n" in piece for piece in bpe.pieces)
   monkeypatch.setattr(tokenizer, "PIECE", 1)
   monkeypatch.setattr(tokenizer, "BATCH", 5)
   assert len(list(tokenizer._cut(text.decode()))) > 30
-  np.testing.assert_array_equal(bpe.encode(text), whole)
+  np.testing.assert_array_equal(bpe.encode(text), ids)
   split = corpus.Split.of([text, text[:50], b"\n\n"])
   ids, first = bpe.encode_all(split)
   parts = np.split(ids, np.flatnonzero(first))[1:]
@@ -348,10 +356,10 @@ def test_bpe_is_cached(tmp_path):
   fields = {"name": folder(tmp_path / "a"), "tokenizer": "bpe", "vocab": 280}
   said = []
   first = data.load(fields, progress=said.append)
-  first.stream("train")
+  packed = whole(first, "train")
   assert ["BPE of 280" in said[0], "encoding the train" in said[1]] == [1, 1]
   again = data.load(fields, progress=said.append)
-  same(again.stream("train"), first.stream("train"))
+  same(whole(again, "train"), packed)
   assert len(said) == 2
 
 

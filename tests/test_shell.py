@@ -13,6 +13,7 @@ from models import build, close, config, noisy, tokens
 
 import arch
 from arch import layers, lm
+from arch.pattern import expand, stacks
 
 
 def small(**fields):
@@ -22,9 +23,7 @@ def small(**fields):
 
 
 def block_names(pattern, depth):
-  return [
-    "|".join(place.mixers) for place in lm.expand(pattern, depth, "swiglu")
-  ]
+  return ["|".join(place.mixers) for place in expand(pattern, depth, "swiglu")]
 
 
 def test_a_pattern_is_repeated_and_cut():
@@ -33,12 +32,12 @@ def test_a_pattern_is_repeated_and_cut():
 
 
 def test_the_longest_periodic_run_is_stacked():
-  griffin = lm.expand(("rglru", "rglru", "attention"), 26, "swiglu")
-  assert [(n, len(part)) for n, part in lm.stacks(griffin)] == [(8, 3), (1, 2)]
-  one = lm.expand(("mamba2",), 4, "none")
-  assert [(n, len(part)) for n, part in lm.stacks(one)] == [(4, 1)]
-  odd = lm.expand(("s4d", "mamba2", "mamba2", "rglru"), 4, "none")
-  assert [(n, len(part)) for n, part in lm.stacks(odd)] == [
+  griffin = expand(("rglru", "rglru", "attention"), 26, "swiglu")
+  assert [(n, len(part)) for n, part in stacks(griffin)] == [(8, 3), (1, 2)]
+  one = expand(("mamba2",), 4, "none")
+  assert [(n, len(part)) for n, part in stacks(one)] == [(4, 1)]
+  odd = expand(("s4d", "mamba2", "mamba2", "rglru"), 4, "none")
+  assert [(n, len(part)) for n, part in stacks(odd)] == [
     (1, 1),
     (2, 1),
     (1, 1),

@@ -26,7 +26,9 @@ def sharding(request):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_training_step_compiles(name, sharding):
+def test_a_training_step_compiles(name, sharding, monkeypatch):
+  # what is traced is what a TPU would be given
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   c = config(name)
   c.train.batch, c.model.dtype = 8, "bfloat16"
   step = Step(c)

@@ -73,7 +73,8 @@ class Plan:
     t.optimizer = self.optimizer
     t.warmup = min(t.warmup, self.steps // 10)
     # a score along the way costs as much as many short steps
-    t.eval_every = max(100, -(-self.steps // 10))
+    looks = min(10, max(1, self.steps // 100))
+    t.eval_every = -(-self.steps // looks)
     t.save_every = t.eval_every
     t.log_every = max(1, self.steps // 100)
     t.eval_bytes = self.eval_bytes

@@ -259,11 +259,6 @@ class Text:
 
     return Batches(-(-len(packed) // (batch * length)), len(part.bytes), make)
 
-  def stream(self, split: str) -> Batch:
-    """A whole split as one sequence (B = 1), each byte scored once."""
-    packed = self._packed(split)
-    return packed.windows(np.zeros(1, int), len(packed))
-
   def _split(self, split: str) -> Split:
     if split not in corpus.SPLITS:
       raise ValueError(

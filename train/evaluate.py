@@ -12,10 +12,9 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from arch import lm
-from train import checkpoint, tokenizer, workdir
+from train import checkpoint, progress, tokenizer, workdir
 from train import data as data_lib
 from train.sharding import Sharding
 
@@ -127,7 +126,7 @@ def whole(
 
   state, total = lm.fresh(graph, weights, 1, context), np.zeros(3)
   parts = text.windows(split, chunk, batch=1)
-  for part in tqdm(parts, f"{text.name} {split}", unit="chunk"):
+  for part in progress.bar(parts, f"{text.name} {split}", unit="chunk"):
     found, state = add(weights, state, part)
     total += np.asarray(found, np.float64)
   return Score(*total.tolist(), parts.bytes), text

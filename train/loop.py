@@ -16,10 +16,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from train import metrics as metrics_lib
-from train import tokenizer
+from train import progress, tokenizer
 from train.checkpoint import Checkpoints
 from train.evaluate import Score, Scorer
 from train.metrics import Metrics
@@ -207,14 +206,12 @@ def run(
     scores = []
     tokens = t.batch * t.length
     bar = stack.enter_context(
-      tqdm(
+      progress.bar(
         total=t.steps * tokens,
         initial=start * tokens,
         desc=label or str(path),
         unit="tok",
         unit_scale=True,
-        dynamic_ncols=True,
-        mininterval=0.5,
       )
     )
 

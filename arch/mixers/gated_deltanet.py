@@ -56,9 +56,9 @@ class Config(layers.Config):
 
 
 def unit(x):
-  """x / |x| over the last axis, in float32."""
-  x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.sum(x * x, -1, keepdims=True) + 1e-6)
+  """x / sqrt(|x|^2 + 1e-6) over the last axis, in float32."""
+  K = x.shape[-1]
+  return layers.normalise(x, 1e-6 / K) * K**-0.5
 
 
 class Mixer(nnx.Module):

@@ -105,7 +105,6 @@ class Mixer(nnx.Module):
     x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
     y += self.D[...][None, None, :, None] * x
     y = y.reshape(B, T, E) * jax.nn.silu(z)
-    y = y.reshape(B, T, G, E // G)
-    y *= jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + 1e-5)
+    y = layers.normalise(y.reshape(-1, E // G), 1e-5)
     y = y.reshape(B, T, E) * self.norm[...][None, None]
     return self.out_proj(y), {"conv": conv, "ssm": ssm}

@@ -10,7 +10,8 @@ and exp(-L_j) overflows. Gradients are of L, which needs no division by w.
 A decay of 0 (g = -inf, and so every reset) cuts a chunk into segments. Nothing
 crosses a cut, in value or in gradient, not even as rounding.
 
-B batch, T time, H heads, N chunks, C chunk, K width, s tokens of a block.
+B batch, T time, H heads, M = B H, N chunks, C chunk, K width, s tokens of a
+block.
 """
 
 import functools
@@ -33,17 +34,23 @@ def size(time, chunk):
 
 
 def split(x, chunk):
-  """B T H ... -> N B H C ..., the last chunk filled up with zeros."""
-  pad = [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2)
-  x = jnp.pad(x, pad)
-  x = x.reshape(x.shape[0], -1, chunk, *x.shape[2:])
-  return x.transpose(1, 0, 3, 2, *range(4, x.ndim))
+  """B T H ... -> N M C ..., the last chunk filled up with zeros.
+
+  One axis M of B H rows: XLA's reductions on a CPU take ten times as long over
+  a shape with an axis of one.
+  """
+  B, T, H = x.shape[:3]
+  x = jnp.pad(x, [(0, 0), (0, -T % chunk)] + [(0, 0)] * (x.ndim - 2))
+  x = x.reshape(B, -1, chunk, *x.shape[2:])
+  x = x.transpose(1, 0, 3, 2, *range(4, x.ndim))
+  return x.reshape(-1, B * H, *x.shape[3:])
 
 
-def merge(x, time):
-  """N B H C V -> B T H V, undoes `split`."""
-  x = x.transpose(1, 0, 3, 2, 4)
-  return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :time]
+def merge(x, batch, time):
+  """N M C V -> B T H V, undoes `split`."""
+  N, _, C, V = x.shape
+  x = x.reshape(N, batch, -1, C, V).transpose(1, 0, 3, 2, 4)
+  return x.reshape(batch, N * C, -1, V)[:, :time]
 
 
 def where_reset(reset, value, x):

@@ -26,7 +26,7 @@ brings its own), so no exponent is positive. With ba and bk the matrices in
 the sum, strictly lower triangular, U = (I - ba)^-1 (b S_0 + bk V). If a = -k,
 ba = -bk and u - v =: -y is all that is written: Y = (I + bk)^-1 (V - b S_0).
 
-B batch, T time, H heads, K key width, V value width, C chunk
+B batch, T time, H heads, K key width, V value width, C chunk, m = B H rows
 """
 
 import jax
@@ -57,7 +57,8 @@ def reference(q, k, v, w, a, b, reset=None, state=None):
 
 
 def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=64):
-  T, dtype = v.shape[1], v.dtype
+  B, T, H, V = v.shape
+  dtype = v.dtype
   C = chunks.size(T, chunk)
   S = fresh(k, v) if state is None else state
   w = chunks.where_reset(reset, -jnp.inf, w.astype(jnp.float32))
@@ -73,28 +74,28 @@ def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=64):
     rows, cols, v, w = x
     A, (q, b), cols, total = within(rows, cols, w)
     (qk, *qa), (bk, *ba) = A
-    bS = dot("bhik,bhkv->bhiv", b, S)
-    o = dot("bhik,bhkv->bhiv", q, S)
+    bS = dot("mik,mkv->miv", b, S)
+    o = dot("mik,mkv->miv", q, S)
     S = total * S
     if a is None:
       reads, x, y = qk, -bk, v.astype(jnp.float32) - bS
     else:
       reads, x = qa[0], ba[0]
-      y = bS + dot("bhij,bhjv->bhiv", bk, v)
-      o += dot("bhij,bhjv->bhiv", qk, v)
-      S += dot("bhck,bhcv->bhkv", cols[0], v)
-    y = dot("bhij,bhjv->bhiv", chunks.inverse(x), y)
-    o += dot("bhij,bhjv->bhiv", reads, y)
-    S += dot("bhck,bhcv->bhkv", cols[-1], y)
+      y = bS + dot("mij,mjv->miv", bk, v)
+      o += dot("mij,mjv->miv", qk, v)
+      S += dot("mck,mcv->mkv", cols[0], v)
+    y = dot("mij,mjv->miv", chunks.inverse(x), y)
+    o += dot("mij,mjv->miv", reads, y)
+    S += dot("mck,mcv->mkv", cols[-1], y)
     return S, o.astype(dtype)
 
-  S, o = jax.lax.scan(step, S, xs)
-  return chunks.merge(o, T), S
+  S, o = jax.lax.scan(step, S.reshape(B * H, -1, V), xs)
+  return chunks.merge(o, B, T), S.reshape(B, H, -1, V)
 
 
 def within(rows, cols, w):
   """What `chunks.pairs` gives, for one decay a head too. rows: q, b."""
-  if w.ndim == 4:
+  if w.ndim == 3:
     A, rows, cols, total = chunks.pairs(rows, cols, w, (False, True))
     return A, rows, cols, total[..., None]
   D, P, Q = chunks.decays(w)
@@ -102,7 +103,7 @@ def within(rows, cols, w):
   D, P = (D, chunks.later(D, 0)), (P, chunks.later(P, 1))
 
   def dot(r, c):
-    return chunks.dot("bhik,bhjk->bhij", r, c)
+    return chunks.dot("mik,mjk->mij", r, c)
 
   A = [[d * dot(r, c) for c in cols] for r, d in zip(rows, D, strict=True)]
   rows = list(map(chunks.scaled, rows, P))

@@ -160,7 +160,8 @@ def select_backward(saved, ct):
     later, d = jax.lax.scan(back, later, (a, c, dy), reverse=True)
     dlog = d * (h - bx)  # h - bx is a h_{t-1}
     dbx = chunks.dot("tbnd,tbn->tbd", d, b)
-    ddt = (dlog * A[None, None]).sum(2) + dbx * x
+    rows = (dlog * A[None, None]).reshape(-1, *A.shape)  # see chunks.split
+    ddt = rows.sum(1).reshape(x.shape) + dbx * x
     dA += (dlog * dt[:, :, None]).sum((0, 1))
     db = chunks.dot("tbnd,tbd->tbn", d, dt * x)
     dc = chunks.dot("tbnd,tbd->tbn", h, dy)

@@ -15,7 +15,7 @@ One decay a head: RetNet, Mamba-2 (Dao and Gu 2024, arXiv 2405.21060, section
 second level of chunks is here halved until it is one token), HGRN2, RWKV-6.
 
 B batch, T time, G groups, R heads a group, H = G R heads, K key width,
-V value width, C chunk
+V value width, C chunk, m = B G rows
 """
 
 import jax
@@ -50,13 +50,26 @@ def chunked(q, k, v, g, reset=None, state=None, read="after", u=None, chunk=64):
   G, K = k.shape[2:]
   R = check(q, v, read, u)
   C = chunks.size(T, chunk)
-  late = read == "before"
+  late, one = read == "before", g.ndim == 3
   S = fresh(k, v) if state is None else state
   g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
   reads = chunks.where_reset(reset, 0, q) if late else q
-  xs = [chunks.split(x, C) for x in (reads, k, v, g)]
-  # B G C K, B G C K, B G R C V, B G R C (K)
-  xs[2:] = (x.reshape(*x.shape[:2], G, R, *x.shape[3:]) for x in xs[2:])
+  reads, k_, v_, g = (chunks.split(x, C) for x in (reads, k, v, g))
+  # q and k: m C K, one for the r heads of v and g: m r C V, m r C (K). An axis
+  # of one is left out, see chunks.split
+  m, r = "m" * (B * G > 1 or R == 1), "r" * (R > 1)
+  rows, heads = (B * G,) * len(m), (R,) * len(r)
+  xs = [x.reshape(-1, *rows, *x.shape[2:]) for x in (reads, k_)]
+  xs += [x.reshape(-1, *rows, *heads, *x.shape[2:]) for x in (v_, g)]
+
+  def dot(formula, x, y):
+    return chunks.dot(formula.format(m=m, h=m + r), x, y)
+
+  def spread(x, like):
+    """m C K -> m r C K, as a broadcast."""
+    if r:
+      x = jnp.expand_dims(x, -3)
+    return jnp.broadcast_to(x, like.shape[:-2] + x.shape[-2:])
 
   # recomputed in the backward pass: a chunk stays in the cache, what it would
   # have to keep does not
@@ -64,25 +77,25 @@ def chunked(q, k, v, g, reset=None, state=None, read="after", u=None, chunk=64):
   def step(S, x):
     q, k, v, g = x
     past = S.astype(v.dtype)
-    if g.ndim == 4:
+    if one:
       D, P, Q = chunks.decays(g)
       total = P[..., -1:, :]
       if late:
         D, P = chunks.later(D, 0), chunks.later(P, 1)
-      A = chunks.dot("bgik,bgjk->bgij", q, k)[:, :, None] * D
-      o = P * chunks.dot("bgik,bgrkv->bgriv", q, past)
-      new = chunks.dot("bgck,bgrcv->bgrkv", k, chunks.scaled(v, Q))
+      A = spread(dot("{m}ik,{m}jk->{m}ij", q, k), D) * D
+      o = P * dot("{m}ik,{h}kv->{h}iv", q, past)
+      new = dot("{m}ck,{h}cv->{h}kv", k, chunks.scaled(v, Q))
     else:
-      q, k = (jnp.broadcast_to(x[:, :, None], g.shape) for x in (q, k))
+      q, k = spread(q, g), spread(k, g)
       ((A,),), (q,), (k,), total = chunks.pairs((q,), (k,), g, (late,))
       total = total[..., None]
-      o = chunks.dot("bgrik,bgrkv->bgriv", q, past)
-      new = chunks.dot("bgrck,bgrcv->bgrkv", k, v)
-    o += chunks.dot("bgrij,bgrjv->bgriv", A.astype(v.dtype), v)
+      o = dot("{h}ik,{h}kv->{h}iv", q, past)
+      new = dot("{h}ck,{h}cv->{h}kv", k, v)
+    o += dot("{h}ij,{h}jv->{h}iv", A.astype(v.dtype), v)
     return total * S + new, o.astype(v.dtype)
 
-  S, o = jax.lax.scan(step, S.reshape(B, G, R, K, V), xs)
-  o = chunks.merge(o.reshape(-1, B, H, C, V), T)
+  S, o = jax.lax.scan(step, S.reshape(*rows, *heads, K, V), xs)
+  o = chunks.merge(o.reshape(-1, B * H, C, V), B, T)
   if late:
     now = (q * k).astype(jnp.float32).reshape(B, T, G, 1, K)
     now = (now * u.reshape(1, 1, G, R, K)).sum(-1).reshape(B, T, H, 1)

@@ -1,0 +1,72 @@
+"""A pattern names a model's blocks, and which of them can be stacked.
+
+An entry is "mixer", "mixer+channel", "a|b" (mixers in parallel), or a dict of
+`mixer`, `channel`, `share`, and fields that override those mixers' Configs.
+The entries are repeated and cut at the model's depth.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """One block of a pattern: its mixers (run in parallel), its channel mixer.
+
+  Attributes:
+    mixers: names of files in arch/mixers.
+    channel: name of a file in arch/channels, or "none".
+    share: places of one such name share weights, not state.
+    fields: what this place overrides in its mixers' Configs.
+  """
+
+  mixers: tuple[str, ...]
+  channel: str
+  share: str = ""
+  fields: tuple[tuple[str, object], ...] = ()
+
+  @classmethod
+  def parse(cls, entry, channel: str):
+    """From "mixer", "a|b", "mixer+channel" or a dict with overrides."""
+    if isinstance(entry, Mapping):
+      fields = dict(entry)
+      if "mixer" not in fields:
+        raise ValueError(f"a pattern's entry needs a mixer: {fields}")
+      place = cls.parse(fields.pop("mixer"), channel)
+      return dataclasses.replace(
+        place,
+        channel=fields.pop("channel", place.channel),
+        share=fields.pop("share", ""),
+        fields=tuple(sorted(fields.items())),
+      )
+    mixers, _, own = entry.partition("+")
+    return cls(tuple(mixers.split("|")), own or channel)
+
+
+def expand(pattern, depth: int, channel: str) -> tuple[Place, ...]:
+  """The pattern repeated and cut at depth."""
+  places = [Place.parse(entry, channel) for entry in pattern]
+  if not places:
+    raise ValueError(
+      'an empty pattern: name at least one mixer, as ("mamba2",)'
+    )
+  if len(places) > depth:
+    raise ValueError(f"a pattern of {len(places)} blocks in a depth of {depth}")
+  return tuple(places[i % len(places)] for i in range(depth))
+
+
+def stacks(places) -> list[tuple[int, tuple[Place, ...]]]:
+  """Cuts places into (repeats, period) around their longest periodic run."""
+  best = (0, 0, 0, 1)  # blocks in the run, -period, -start, repeats
+  for period in range(1, len(places) // 2 + 1):
+    for start in range(len(places) - 2 * period + 1):
+      end = start + period
+      while end < len(places) and places[end] == places[end - period]:
+        end += 1
+      n = (end - start) // period
+      if n > 1:
+        best = max(best, (n * period, -period, -start, n))
+  size, period, start, n = best[0], -best[1], -best[2], best[3]
+  run = (n, places[start : start + period])
+  rest = [(1, places[:start]), run, (1, places[start + size :])]
+  return [(n, part) for n, part in rest if part]
