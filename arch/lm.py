@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import pattern
-from arch.layers import Buffer, RMSNorm, closest
+from arch.layers import ROLES, Buffer, RMSNorm, closest
 
 # A stack of at most this many blocks is unrolled on a CPU, which saves the
 # copies of its stacked activations.
@@ -446,9 +446,16 @@ def abstract(cfg: Mapping) -> LM:
 
 
 def roles(model) -> dict:
-  """The role of every parameter, nested as in `pure`."""
+  """The role of every parameter, nested as in `pure`; ValueError for none."""
   params = nnx.state(model, nnx.Param)
   flat = {path: type(p).__name__ for path, p in nnx.to_flat_state(params)}
+  known = [role.__name__ for role in ROLES]
+  for path, role in flat.items():
+    if role not in known:
+      raise ValueError(
+        f"parameter {'.'.join(map(str, path))} is a {role}, which is no role: "
+        f"make it with one of arch.layers: {', '.join(known)}"
+      )
   nested = {}
   for path, role in flat.items():
     inner = nested

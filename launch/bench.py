@@ -27,7 +27,8 @@ DTYPE = flags.DEFINE_enum(
 LENGTHS = flags.DEFINE_list(
   "lengths",
   ["256", "512", "1024", "4096", "16384"],
-  "Step times at these lengths, with the tokens of the longest; '' for none.",
+  "Step times at these lengths, all with the tokens of one sequence a device "
+  "of the longest; '' for none.",
 )
 SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to repeat each timing.")
 KERNELS = flags.DEFINE_bool(

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from models import close
 
-from arch.mixers import gated_deltanet, mamba, mamba2, rglru, s4d
+from arch.mixers import gated_deltanet, mamba, mamba2, mingru, rglru, s4d
 
 SHELL = dict(depth=4, length=8)
 
@@ -184,3 +184,25 @@ def test_gated_deltanet_sizes_itself():
   mixer = make(gated_deltanet, dim=256)
   sizes = [p.size for p in jax.tree.leaves(nnx.state(mixer))]
   assert abs(sum(sizes) / (6 * 256**2) - 1) < 0.02
+
+
+@pytest.mark.parametrize("expand", [1, 1.5])
+def test_mingru_is_its_log_space_form(expand):
+  """Algorithm of appendix B.2.1: a cumulative log-sum-exp, in float64."""
+  mixer = make(mingru, dim=6, expand=expand)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 6))
+  z, v = (
+    np.float64(x) @ np.float64(p.weight[...])
+    for p in (mixer.z_proj, mixer.v_proj)
+  )
+  log_z, log_keep = -np.logaddexp(0, -z), -np.logaddexp(0, z)
+  positive = np.log(np.maximum(v, 0) + 0.5)
+  log_v = np.where(v >= 0, positive, -np.logaddexp(0, -v))
+  decay = np.cumsum(log_keep, 1)
+  h = np.exp(decay + np.logaddexp.accumulate(log_z + log_v - decay, 1))
+  if expand != 1:
+    h = h @ np.float64(mixer.out_proj.weight[...])
+  y, state = call(mixer, x, None, None)
+  close(y, h)
+  if expand == 1:
+    close(state, h[:, -1])

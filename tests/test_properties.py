@@ -23,6 +23,7 @@ from models import (
 
 import arch
 from arch import lm
+from train.sharding import Sharding
 from train.step import Step
 
 # one worker an architecture, so that what it compiles is compiled once
@@ -66,7 +67,7 @@ def graded(name):
 
 @functools.cache
 def trained(name):
-  """Losses of 60 steps on one batch, and how often the step was compiled."""
+  """Step, losses of 60 steps on one batch, and how often it was compiled."""
   c = config(name)
   c.train.steps, c.train.warmup, c.train.lr = 60, 5, 1e-2
   step = Step(c)
@@ -74,7 +75,7 @@ def trained(name):
   for _ in range(60):
     state, metrics = step.train(state, batch(c))
     losses.append(float(metrics["loss"]))
-  return losses, step.train._cache_size()
+  return step, losses, step.train._cache_size()
 
 
 @each
@@ -88,14 +89,14 @@ def test_full_size_builds_abstractly(name):
 
 @each
 def test_loss_at_the_start(name):
-  losses, _ = trained(name)
+  _, losses, _ = trained(name)
   assert abs(losses[0] - math.log(SYMBOLS)) < 0.3
 
 
 @pytest.mark.smoke
 @each
 def test_learns_one_batch_and_compiles_once(name):
-  losses, compiled = trained(name)
+  _, losses, compiled = trained(name)
   assert losses[-1] < 0.5 * losses[0]
   assert compiled == 1
 
@@ -211,6 +212,23 @@ def test_bfloat16_is_finite_and_close(name):
   assert abs(nats - exact) < 0.05 * exact
   for path, g in jax.tree.leaves_with_path(gradient):
     assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
+
+
+@each
+def test_a_replicate_on_its_device_is_the_run_alone(name):
+  step, _, _ = trained(name)
+  data = batch(step.cfg)
+  lrs = 1e-3 * (1 + np.arange(8))
+  alone = step.init(5, lrs[5])
+  sharding = Sharding()
+  together = sharding.state(step.init(np.arange(8), lrs))
+  shared = sharding.batch(data, 8)
+  for _ in range(3):
+    together, _ = step.train(together, shared)
+    alone, _ = step.train(alone, data)
+  assert together["step"].sharding.num_devices == 8
+  own = jax.tree.map(lambda x: x[5], jax.device_get(together["params"]))
+  close(own, alone["params"])
 
 
 @pytest.mark.parametrize("vocab", VOCABS)

@@ -216,3 +216,10 @@ def test_roles_by_type():
   assert mixer["conv"]["weight"] == "Vector"
   assert {mixer[k] for k in ("A_log", "D", "dt_bias")} == {"Gate"}
   assert roles["norm"]["weight"] == "Vector"
+
+
+def test_a_parameter_without_a_role_is_refused():
+  model = arch.abstract(config("mamba2").model)
+  model.norm.weight = nnx.Param(jnp.zeros(3))
+  with pytest.raises(ValueError, match="norm.weight is a Param.*Matrix, Embed"):
+    lm.roles(model)

@@ -39,3 +39,10 @@ def test_a_config_that_is_wrong_at_every_width_says_why():
   c.model.mixers.attention.head = 31
   with pytest.raises(ValueError, match="head=31 must be even"):
     sizes.solve(c, 500_000)
+
+
+def test_a_second_size_that_the_config_does_not_set():
+  c = config("attention", "small")
+  c.match.size = "model.channels.swglu.width"
+  with pytest.raises(ValueError, match="no 'swglu'. did you mean 'swiglu'"):
+    sizes.solve(c, 500_000)

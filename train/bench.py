@@ -93,9 +93,13 @@ def measure(cfg, peak: float, seconds: float = 3.0) -> dict:
 
 
 def growth(cfg, lengths, seconds: float = 3.0) -> Iterator[dict]:
-  """Step times at each length, all with as many tokens as the longest one."""
+  """Step times at each length, all with as many tokens as the longest one.
+
+  Of that there is one sequence a device, so that all of them work.
+  """
+  devices = jax.device_count() // cfg.train.model_devices
   for length in lengths:
-    own = reshape(cfg, length, max(lengths) // length)
+    own = reshape(cfg, length, devices * (max(lengths) // length))
     step = Step(own)
     state, batch = placed(step, own)
     took, _ = training(step.train, state, batch, seconds)

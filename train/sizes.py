@@ -14,6 +14,7 @@ import jax
 import ml_collections
 
 from arch import lm
+from arch.layers import closest
 
 STEP, TOLERANCE = 8, 0.01
 WIDEST = 16_384
@@ -21,8 +22,13 @@ NEAR = 4  # widths to each side of the usual proportions that are tried
 
 
 def get(cfg, path: str):
-  """cfg.a.b.c for "a.b.c"."""
+  """cfg.a.b.c for "a.b.c"; ValueError where the config sets no such field."""
   for name in path.split("."):
+    if name not in cfg:
+      raise ValueError(
+        f"match.size={path!r} must name a field that the config sets: there is "
+        f"no {name!r}. {closest(name, cfg)}"
+      )
     cfg = cfg[name]
   return cfg
 
