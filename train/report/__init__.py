@@ -18,7 +18,7 @@ import numpy as np
 from train.report import data, figures, page
 from train.report.data import merge, rows
 
-__all__ = ["leaderboard", "merge", "picture", "read", "rows", "write"]
+__all__ = ["leaderboard", "merge", "read", "rows", "write"]
 
 
 def read(workdir) -> dict:
@@ -38,7 +38,10 @@ def read(workdir) -> dict:
 
 
 def write(conditions, folder) -> dict[str, Path]:
-  """Writes results.json, results.csv and report.html; returns their paths."""
+  """Writes results.json, results.csv and report.html; returns their paths.
+
+  One condition is also drawn as comparison.svg, for a README or a paper.
+  """
   conditions = _listed(conditions)
   folder = Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +50,8 @@ def write(conditions, folder) -> dict[str, Path]:
     + "\n",
     "report.html": page.page(conditions),
   }
+  if len(conditions) == 1:
+    files["comparison.svg"] = picture(conditions[0])
   for name, content in files.items():
     _replace(folder / name, lambda f, content=content: f.write(content))
   _replace(folder / "results.csv", lambda f: _csv(conditions, f))
@@ -188,12 +193,9 @@ def _leaderboard(results) -> str:
   return "\n".join([over, header, rule, *body, rule, *notes])
 
 
-def picture(results, path):
-  """The forest plot and the curves over tokens as one SVG, light and dark."""
-  path = Path(path)
-  if path.suffix != ".svg":
-    raise ValueError(f"a picture is an .svg file, got {path.name!r}")
+def picture(results) -> str:
+  """The forest plot and the curves over tokens as an SVG, light and dark."""
   table = rows(results)
   drawn = {row["arch"]: data.curve(results, row["arch"]) for row in table}
   drawn = {arm: c for arm, c in drawn.items() if c is not None}
-  path.write_text(figures.picture(results, table, drawn), encoding="utf-8")
+  return figures.picture(results, table, drawn)
