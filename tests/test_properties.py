@@ -228,7 +228,8 @@ def test_a_replicate_on_its_device_is_the_run_alone(name):
     alone, _ = step.train(alone, data)
   assert together["step"].sharding.num_devices == 8
   own = jax.tree.map(lambda x: x[5], jax.device_get(together["params"]))
-  close(own, alone["params"])
+  # Adam's first updates show the rounding of a gradient that is nearly 0
+  close(own, alone["params"], 1e-4)
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
