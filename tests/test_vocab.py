@@ -212,6 +212,15 @@ def test_starts_near_uniform_even_without_blocks(name, tied, dim, size):
   assert abs(loss(vocab) - math.log(size)) < 0.3
 
 
+@pytest.mark.parametrize(
+  ("name", "tied"), [("full", False), ("lowrank", False), ("lowrank", True)]
+)
+def test_the_stream_starts_at_unit_size(name, tied):
+  vocab = make(name, dim=1024, size=256, tied=tied)
+  x = vocab.embed(jnp.arange(257)[None])
+  assert abs(jnp.mean(x * x) - 1) < 0.1
+
+
 def test_a_token_that_does_not_exist_is_not_a_number():
   x = make("full").embed(jnp.array([[13, 14]]))
   assert np.array_equal(np.any(np.isnan(x), -1), [[False, True]])

@@ -72,10 +72,10 @@ class Plan:
     t.steps, t.length, t.batch = self.steps, self.length, self.batch
     t.optimizer = self.optimizer
     t.warmup = min(t.warmup, self.steps // 10)
-    # a score along the way costs as much as many short steps
-    looks = min(10, max(1, self.steps // 100))
-    t.eval_every = -(-self.steps // looks)
-    t.save_every = t.eval_every
+    t.save_every = -(-self.steps // 10)
+    # only the last state is scored; a look along the way would cost much of a
+    # short run
+    t.eval_every = self.steps
     t.log_every = max(1, self.steps // 100)
     t.eval_bytes = self.eval_bytes
     cfg.model.length = self.length

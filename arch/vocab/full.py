@@ -2,6 +2,10 @@
 
   embed(t) = E_t,  logits(x) = x R^T;  tied: R is E without the start symbol
 
+E starts at unit size, as torch.nn.Embedding does, so that what the first blocks
+add does not drown it; R at 0.02, so that the loss starts near ln V. Tied, E
+starts as R must.
+
 B batch  T time  D width  V symbols  C positions in a chunk
 """
 
@@ -47,13 +51,14 @@ class Vocab(nnx.Module):
 
   def __init__(self, cfg, *, rngs):
     self.cfg = cfg
-    # x is of unit size, so where it only holds its own symbol's row, tied,
-    # that symbol's logit is std * dim: this keeps it at 1.
-    std = min(0.02, 1 / cfg.dim) if cfg.tied else 0.02
-    init = nnx.initializers.normal(std)
-    self.embedding = Embedding(init(rngs.params(), (cfg.size + 1, cfg.dim)))
+    # Tied, the readout sees x of unit size. Where x only holds its own
+    # symbol's row, that symbol's logit is std * dim: this keeps it at 1.
+    std = min(0.02, 1 / cfg.dim) if cfg.tied else 1.0
+    rows = nnx.initializers.normal(std)
+    self.embedding = Embedding(rows(rngs.params(), (cfg.size + 1, cfg.dim)))
     if not cfg.tied:
-      self.readout = Embedding(init(rngs.params(), (cfg.size, cfg.dim)))
+      rows = nnx.initializers.normal(0.02)
+      self.readout = Embedding(rows(rngs.params(), (cfg.size, cfg.dim)))
 
   @property
   def table(self):

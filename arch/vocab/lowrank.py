@@ -4,6 +4,8 @@
 
 Lan et al. 2019, https://arxiv.org/abs/1909.11942, sec. 3.1: V D parameters
 become V K + K D. As there, the way out has a matrix of its own, tied or not.
+E starts at 0.02, so that the loss starts near ln V, and P such that E_t P is of
+unit size, as in arch/vocab/full.py.
 
 B batch  T time  D width  K rank  V symbols  C positions in a chunk
 """
@@ -51,11 +53,12 @@ class Vocab(full.Vocab):
 
   def __init__(self, cfg, *, rngs):
     self.cfg = cfg
-    rows, maps = nnx.initializers.normal(0.02), fan_in()
     D, K, V = cfg.dim, cfg.width, cfg.size
+    small = 0.02
+    rows = nnx.initializers.normal(small)
     self.embedding = Embedding(rows(rngs.params(), (V + 1, K)))
-    self.widen = Matrix(maps(rngs.params(), (K, D)))
-    self.narrow = Matrix(maps(rngs.params(), (D, K)))
+    self.widen = Matrix(fan_in(1 / small)(rngs.params(), (K, D)))
+    self.narrow = Matrix(fan_in()(rngs.params(), (D, K)))
     if not cfg.tied:
       self.readout = Embedding(rows(rngs.params(), (V, K)))
 
