@@ -28,7 +28,7 @@ DATA = flags.DEFINE_string(
 )
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at each arm's best rate.")
 LRS = flags.DEFINE_list(
-  "lrs", ["1e-3", "3e-3", "1e-2"], "Grid of peak learning rates."
+  "lrs", ["3e-3", "1e-2", "3e-2"], "Grid of peak learning rates."
 )
 OPTIMIZER = flags.DEFINE_enum(
   "optimizer", "adamw", ["adamw", "muon"], "Of every arm."
