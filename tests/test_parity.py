@@ -1,5 +1,5 @@
-"""Mixers against the torch code of transformers with the same weights: the
-output and the gradients of the input and of every parameter."""
+"""Mixers and channel mixers against the torch code of transformers with equal
+weights: the output, the gradients of the input and of every parameter."""
 
 import jax
 import numpy as np
@@ -7,12 +7,93 @@ import pytest
 from flax import nnx
 from models import close
 
-from arch.mixers import gated_deltanet, mamba, mamba2, rglru
+from arch.channels import experts
+from arch.layers import Buffer
+from arch.mixers import attention, gated_deltanet, mamba, mamba2, rglru
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 B, T, D = 2, 19, 12
+
+
+def as_attention():
+  from transformers import Qwen3Config
+  from transformers.models.qwen3 import modeling_qwen3
+
+  cfg = attention.Config(dim=D, depth=1, length=T, head=4, kv_heads=1)
+  own = Qwen3Config(
+    hidden_size=D,
+    head_dim=4,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    num_hidden_layers=1,
+    attn_implementation="eager",
+  )
+  angles = modeling_qwen3.Qwen3RotaryEmbedding(own)
+  later = torch.ones(T, T, dtype=torch.bool).triu(1)
+  extra = dict(
+    position_embeddings=angles(torch.zeros(1), torch.arange(T)[None]),
+    attention_mask=torch.zeros(T, T).masked_fill(later, -torch.inf),
+  )
+
+  def weights(t):
+    qkv = [t[f"{n}_proj.weight"] for n in "qkv"]
+    return {
+      "qkv": {"weight": np.concatenate(qkv, 0).T},
+      "q_norm": {"weight": t["q_norm.weight"]},
+      "k_norm": {"weight": t["k_norm.weight"]},
+      "out_proj": {"weight": t["o_proj.weight"].T},
+    }
+
+  theirs = modeling_qwen3.Qwen3Attention(own, layer_idx=0)
+  return attention.Mixer, cfg, theirs, extra, weights
+
+
+def as_experts():
+  from transformers import DeepseekV3Config
+  from transformers.models.deepseek_v3 import modeling_deepseek_v3
+
+  E, K, W = 5, 2, 7
+  cfg = experts.Config(
+    dim=D, depth=1, length=T, experts=E, top=K, width=W, shared=2 * W
+  )
+  own = DeepseekV3Config(
+    hidden_size=D,
+    moe_intermediate_size=W,
+    n_routed_experts=E,
+    num_local_experts=E,
+    num_experts_per_tok=K,
+    n_shared_experts=2,
+    n_group=1,
+    topk_group=1,
+    norm_topk_prob=True,
+    routed_scaling_factor=1.0,
+  )
+
+  def weights(t):
+    gate, up = np.split(t["experts.gate_up_proj"], 2, 1)
+    shared = {
+      n: t[f"shared_experts.{n}_proj.weight"].T for n in ("gate", "up", "down")
+    }
+    return {
+      "gate": gate.swapaxes(1, 2),
+      "up": up.swapaxes(1, 2),
+      "down": t["experts.down_proj"].swapaxes(1, 2),
+      "router": t["gate.weight"].T,
+      "shared": shared,
+    }
+
+  theirs = modeling_deepseek_v3.DeepseekV3MoE(own)
+  bias = torch.linspace(-0.3, 0.3, E)
+  theirs.gate.e_score_correction_bias = bias
+
+  def channel(cfg, *, layer, rngs):
+    made = experts.Channel(cfg, layer=layer, rngs=rngs)
+    made.bias = Buffer(bias.numpy())
+    return made
+
+  return channel, cfg, theirs, {}, weights
 
 
 def as_mamba():
@@ -157,11 +238,19 @@ def as_gated_deltanet():
 
 
 @pytest.mark.parametrize(
-  "case", [as_mamba, as_mamba2, as_rglru, as_gated_deltanet]
+  "case",
+  [
+    as_attention,
+    as_experts,
+    as_mamba,
+    as_mamba2,
+    as_rglru,
+    as_gated_deltanet,
+  ],
 )
 def test_parity(case):
   torch.manual_seed(0)
-  mixer, cfg, theirs, extra, weights = case()
+  make, cfg, theirs, extra, weights = case()
   with torch.no_grad():
     for p in theirs.parameters():
       p.normal_(0, 0.5)
@@ -172,8 +261,8 @@ def test_parity(case):
   (y * ct).sum().backward()
 
   params = dict(theirs.named_parameters())
-  ours = mixer(cfg, layer=np.int32(0), rngs=nnx.Rngs(0))
-  graph, state = nnx.split(ours)
+  ours = make(cfg, layer=np.int32(0), rngs=nnx.Rngs(0))
+  graph, state, rest = nnx.split(ours, nnx.Param, ...)
   nnx.replace_by_pure_dict(
     state, weights({k: p.detach().numpy() for k, p in params.items()})
   )
@@ -181,7 +270,7 @@ def test_parity(case):
   @jax.jit
   def call(state, x, ct):
     y, back = jax.vjp(
-      lambda s, x: nnx.merge(graph, s)(x, None, None)[0], state, x
+      lambda s, x: nnx.merge(graph, s, rest)(x, None, None)[0], state, x
     )
     return y, *back(ct)
 
