@@ -130,6 +130,14 @@ def normalise(x, eps: float):
   return (flat * jax.lax.rsqrt(power + eps)).reshape(x.shape)
 
 
+def shift(x, reset, first):
+  """x of the token before: `first` (B D) for the first, 0 at a reset."""
+  before = jnp.concatenate([first[:, None], x[:, :-1]], 1)
+  if reset is None:
+    return before
+  return jnp.where(reset[..., None], jnp.zeros((), x.dtype), before)
+
+
 class RMSNorm(nnx.Module):
   """w x / sqrt(mean x^2 + eps), in float32, answered in x's dtype.
 

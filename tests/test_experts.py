@@ -244,8 +244,3 @@ def test_default_widths_make_the_active_width_of_swiglu():
 def test_bad_fields(fields, message):
   with pytest.raises(ValueError, match=message):
     make(**fields)
-
-
-def test_bad_width_of_swiglu():
-  with pytest.raises(ValueError, match="width=0"):
-    swiglu.Config(**COMMON, width=0)

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from models import close
 
-from arch.channels import experts
+from arch.channels import experts, geglu, gelu, relu2
 from arch.layers import Buffer
 from arch.mixers import attention, gated_deltanet, mamba, mamba2, rglru
 
@@ -94,6 +94,51 @@ def as_experts():
     return made
 
   return channel, cfg, theirs, {}, weights
+
+
+def as_gelu():
+  from transformers import GPT2Config
+  from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+  cfg = gelu.Config(dim=D, depth=1, length=T, width=19, bias=True)
+
+  def weights(t):
+    return {
+      ours: {"weight": t[f"{name}.weight"], "bias": t[f"{name}.bias"]}
+      for ours, name in (("up", "c_fc"), ("down", "c_proj"))
+    }
+
+  theirs = GPT2MLP(19, GPT2Config(n_embd=D, resid_pdrop=0.0))
+  return gelu.Channel, cfg, theirs, {}, weights
+
+
+def as_geglu():
+  from transformers import GemmaConfig
+  from transformers.models.gemma.modeling_gemma import GemmaMLP
+
+  cfg = geglu.Config(dim=D, depth=1, length=T, width=19)
+
+  def weights(t):
+    return {n: t[f"{n}_proj.weight"].T for n in ("gate", "up", "down")}
+
+  theirs = GemmaMLP(GemmaConfig(hidden_size=D, intermediate_size=19))
+  return geglu.Channel, cfg, theirs, {}, weights
+
+
+def as_relu2():
+  from transformers import NanoChatConfig
+  from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
+
+  cfg = relu2.Config(dim=D, depth=1, length=T, width=19)
+
+  def weights(t):
+    return {
+      "up": {"weight": t["fc1.weight"].T},
+      "down": {"weight": t["fc2.weight"].T},
+    }
+
+  theirs = NanoChatMLP(NanoChatConfig(hidden_size=D, intermediate_size=19))
+  return relu2.Channel, cfg, theirs, {}, weights
 
 
 def as_mamba():
@@ -242,6 +287,9 @@ def as_gated_deltanet():
   [
     as_attention,
     as_experts,
+    as_gelu,
+    as_geglu,
+    as_relu2,
     as_mamba,
     as_mamba2,
     as_rglru,

@@ -39,6 +39,8 @@ class Config(layers.Config):
 
 
 class Channel(nnx.Module):
+  activation = staticmethod(jax.nn.silu)
+
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, W = cfg.dim, cfg.hidden
@@ -55,5 +57,5 @@ class Channel(nnx.Module):
     # one product: value and gradient then take three quarters of the time
     wide = jnp.concatenate([self.gate[...], self.up[...]], 1)
     gate, up = jnp.split(x @ wide.astype(x.dtype), 2, -1)
-    y = (jax.nn.silu(gate) * up) @ self.down[...].astype(x.dtype)
+    y = (self.activation(gate) * up) @ self.down[...].astype(x.dtype)
     return y, {}, {}

@@ -1,0 +1,56 @@
+"""y = gelu(x W_up + b_up) W_down + b_down, gelu in its form with a tanh.
+
+The MLP of the first transformers: Vaswani et al. 2017,
+https://arxiv.org/abs/1706.03762, eq. 2, with the activation of GPT-2 (Hendrycks
+and Gimpel 2016, https://arxiv.org/abs/1606.08415).
+
+B batch  T time  D width  W hidden units
+"""
+
+import dataclasses
+import math
+
+import jax
+from flax import nnx
+
+from arch import layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """Raises ValueError for a width below 1.
+
+  Attributes:
+    width: hidden units; None for 4 dim.
+    bias: whether the maps have one, as GPT-2's do.
+  """
+
+  width: int | None = None
+  bias: bool = False
+
+  def __post_init__(self):
+    if self.hidden < 1:
+      raise ValueError(
+        f"{type(self).__module__}: width={self.width} must be positive"
+      )
+
+  @property
+  def hidden(self) -> int:
+    return 4 * self.dim if self.width is None else self.width
+
+
+class Channel(nnx.Module):
+  activation = staticmethod(jax.nn.gelu)
+
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
+    self.up = layers.Linear(cfg.dim, cfg.hidden, **kw)
+    small = layers.fan_in(1 / math.sqrt(2 * cfg.depth))
+    self.down = layers.Linear(cfg.hidden, cfg.dim, init=small, **kw)
+
+  def init_state(self, batch, length=None):
+    return {}
+
+  def __call__(self, x, reset, state):
+    return self.down(self.activation(self.up(x))), {}, {}

@@ -1,0 +1,109 @@
+"""Properties of every channel mixer, and what each starts from."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import CHANNELS, close
+
+from arch import lm
+from arch.channels import rwkv
+
+D, DEPTH, B, T = 6, 4, 2, 7
+
+
+def make(name, layer=1, dtype="float32", **fields):
+  """The channel mixer with noise on every parameter."""
+  module = lm.find("channels", name)
+  cfg = module.Config(dim=D, depth=DEPTH, length=T, dtype=dtype, **fields)
+  made = module.Channel(cfg, layer=jnp.int32(layer), rngs=nnx.Rngs(0))
+  graph, params, rest = nnx.split(made, nnx.Param, ...)
+
+  def wave(p):
+    return 0.3 * jnp.cos(jnp.arange(p.size, dtype=p.dtype)).reshape(p.shape)
+
+  params = jax.tree.map(lambda p: p + wave(p), params)
+  return nnx.merge(graph, params, rest)
+
+
+def inputs(dtype=jnp.float32):
+  x = jax.random.normal(jax.random.key(1), (B, T, D)).astype(dtype)
+  reset = jnp.zeros((B, T), bool).at[0, 3].set(True).at[1, 0].set(True)
+  return x, reset
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_stepping_is_one_call(name):
+  channel = make(name)
+  x, reset = inputs()
+  whole, last, _ = channel(x, reset, None)
+  close(channel(x, reset, channel.init_state(B))[0], whole, 1e-6)
+  state, steps = channel.init_state(B), []
+  for t in range(T):
+    y, state, _ = channel(x[:, t : t + 1], reset[:, t : t + 1], state)
+    steps.append(y)
+  close(jnp.concatenate(steps, 1), whole)
+  close(state, last)
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_nothing_before_a_reset_matters(name):
+  channel = make(name)
+  x, reset = inputs()
+  y, _, _ = channel(x, reset, None)
+  other, _, _ = channel(x.at[0, :3].set(9.0), reset, None)
+  close(other[0, 3:], y[0, 3:], 1e-6)
+  alone, _, _ = channel(x[:, 3:], None, None)
+  close(alone[0], y[0, 3:])
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+def test_bfloat16_is_close(name):
+  x, reset = inputs()
+  exact, _, _ = make(name)(x, reset, None)
+  y, state, _ = make(name, dtype="bfloat16")(
+    x.astype(jnp.bfloat16), reset, None
+  )
+  assert y.dtype == jnp.bfloat16
+  close(y, exact, 0.05)
+
+
+def test_rwkv_is_its_formula():
+  channel = make("rwkv")
+  x, reset = (np.asarray(a, np.float64) for a in inputs())
+  m, up, down = (
+    np.asarray(p[...], np.float64)
+    for p in (channel.mix, channel.up.weight, channel.down.weight)
+  )
+  y = np.zeros_like(x)
+  for b in range(B):
+    before = np.zeros(D)
+    for t in range(T):
+      before = np.zeros(D) if reset[b, t] else before
+      k = x[b, t] + m * (before - x[b, t])
+      y[b, t] = np.maximum(k @ up, 0) ** 2 @ down
+      before = x[b, t]
+  close(channel(*inputs(), None)[0], y)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_rwkv_starts(layer):
+  cfg = rwkv.Config(dim=512, depth=DEPTH, length=T)
+  channel = rwkv.Channel(cfg, layer=jnp.int32(layer), rngs=nnx.Rngs(0))
+  close(
+    channel.mix[...], 1 - (np.arange(512) / 512) ** (1 - layer / DEPTH) ** 4
+  )
+  up = channel.up.weight[...]
+  assert up.shape == (512, 2048) and not jnp.any(channel.down.weight[...])
+  bound = 0.5 / math.sqrt(512)
+  assert 0.99 * bound < jnp.abs(up).max() <= bound
+  assert abs(up.std() / bound * math.sqrt(3) - 1) < 0.01
+
+
+@pytest.mark.parametrize("name", ["gelu", "geglu", "relu2", "rwkv", "swiglu"])
+def test_bad_width(name):
+  with pytest.raises(ValueError, match="width=0"):
+    make(name, width=0)
