@@ -131,8 +131,10 @@ def decoding(model, length: int) -> Decoding:
   state = jax.eval_shape(lambda model: model.init_state(1, length), model)
   size = dict.fromkeys(GROUPS, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    _, _, name = (entry.key for entry in path[:3])  # stack, block, module
-    group = "channel" if name == "channel" else "mixer"
+    names = [entry.key for entry in path[:3]]  # stack, block, module
+    group = "channel" if names[-1] == "channel" else "mixer"
+    if names == ["position"]:
+      group = "vocab"
     size[group] += math.prod(leaf.shape) * leaf.dtype.itemsize
   token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   ops = flops(
@@ -143,8 +145,10 @@ def decoding(model, length: int) -> Decoding:
 
 def group_of(path: tuple) -> str:
   """The group of a parameter, from its place in the model."""
-  if path[0] in ("vocab", "norm"):
-    return path[0]
+  if path[0] in ("vocab", "positions"):
+    return "vocab"
+  if path[0] in ("norm", "embed_norm"):
+    return "norm"
   name = path[2] if path[0].startswith("stack_") else path[1]
   if name == "channel":
     return "channel"

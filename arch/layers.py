@@ -6,6 +6,7 @@ B batch  T time  D width  W convolution width
 
 import dataclasses
 import difflib
+import functools
 import math
 from collections.abc import Iterable
 
@@ -138,19 +139,49 @@ def shift(x, reset, first):
   return jnp.where(reset[..., None], jnp.zeros((), x.dtype), before)
 
 
+def along(vector, x):
+  """The vector on x's last axis, its other axes written out."""
+  return vector.reshape(*[1] * (x.ndim - 1), -1)
+
+
 class RMSNorm(nnx.Module):
   """w x / sqrt(mean x^2 + eps), in float32, answered in x's dtype.
 
-  Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4.
+  Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4. With `plus`
+  the parameter is w - 1, as in Gemma.
   """
 
-  def __init__(self, dim, *, eps=1e-6):
-    self.eps = eps
-    self.weight = Vector(jnp.ones(dim))
+  def __init__(self, dim, *, eps=1e-6, plus=False):
+    self.eps, self.plus = eps, plus
+    self.weight = Vector(jnp.zeros(dim) if plus else jnp.ones(dim))
 
   def __call__(self, x):
-    weight = self.weight[...].reshape(*[1] * (x.ndim - 1), -1)
-    return (normalise(x, self.eps) * weight).astype(x.dtype)
+    weight = self.weight[...] + 1 if self.plus else self.weight[...]
+    return (normalise(x, self.eps) * along(weight, x)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+  """w (x - mean x) / sqrt(var x + eps) + b, in float32, answered in x's dtype.
+
+  Ba, Kiros and Hinton 2016, https://arxiv.org/abs/1607.06450, eq. 3.
+  """
+
+  def __init__(self, dim, *, eps=1e-5):
+    self.eps = eps
+    self.weight, self.bias = Vector(jnp.ones(dim)), Vector(jnp.zeros(dim))
+
+  def __call__(self, x):
+    flat = x.astype(jnp.float32).reshape(-1, x.shape[-1])  # see normalise
+    centred = (flat - jnp.mean(flat, -1, keepdims=True)).reshape(x.shape)
+    y = normalise(centred, self.eps) * along(self.weight[...], x)
+    return (y + along(self.bias[...], x)).astype(x.dtype)
+
+
+NORMS = {
+  "rms": RMSNorm,
+  "rms_plus": functools.partial(RMSNorm, plus=True),
+  "layer": LayerNorm,
+}
 
 
 class ShortConv(nnx.Module):

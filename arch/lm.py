@@ -1,6 +1,6 @@
 """The shell: vocabulary + blocks + readout, the same for every architecture.
 
-  x = embed(tokens)
+  x = embed(tokens) (+ position), normalised if asked
   x = x + mixer(norm(x));  x = x + channel(norm(x))      in every block
   logits = readout(norm(x))
 
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import pattern
-from arch.layers import ROLES, Buffer, RMSNorm, closest
+from arch.layers import NORMS, ROLES, Buffer, Embedding, closest
 
 # A stack of at most this many blocks is unrolled on a CPU, which saves the
 # copies of its stacked activations.
@@ -61,7 +61,7 @@ class Block(nnx.Module):
 
   def __init__(self, place, cfg, *, layer, rngs):
     self.place, self.dropout = place, cfg.dropout
-    self.norm = RMSNorm(cfg.dim)
+    self.norm = cfg.normaliser()
     used = set()
     for name in place.mixers:
       config_class = find("mixers", name).Config
@@ -73,7 +73,7 @@ class Block(nnx.Module):
       mixer = find("mixers", name).Mixer(own, layer=layer, rngs=rngs)
       setattr(self, name, mixer)
       if len(place.mixers) > 1:
-        setattr(self, f"{name}_norm", RMSNorm(cfg.dim))
+        setattr(self, f"{name}_norm", cfg.normaliser())
     for field, _ in place.fields:
       if field not in used:
         raise ValueError(f"no mixer of {place.mixers} has a field {field!r}")
@@ -81,7 +81,7 @@ class Block(nnx.Module):
       own = {**cfg.common, **dict(cfg.channels.get(place.channel, {}))}
       channels = find("channels", place.channel)
       own = configure(channels.Config, f"channel {place.channel}", **own)
-      self.channel_norm = RMSNorm(cfg.dim)
+      self.channel_norm = cfg.normaliser()
       self.channel = channels.Channel(own, layer=layer, rngs=rngs)
 
   def init_state(self, batch, length=None):
@@ -186,6 +186,12 @@ class Config:
     mixers: fields of each mixer's Config, by its name.
     channels: fields of each channel mixer's Config, by its name.
     vocab: `name` of a file in arch/vocab, `size`, and fields of its Config.
+    norm: of the residual stream: "rms", "rms_plus" (its parameter is w - 1) or
+      "layer" (with biases).
+    norm_eps: what a norm adds to the mean square.
+    embed_norm: whether the embedded tokens are normalised, as RWKV's are.
+    positions: how many learned positions a document has, added to the embedded
+      tokens as in GPT-2; 0 for none.
     dtype: compute dtype, float32 or bfloat16.
     remat: "none", or "block" to recompute each block in the backward pass.
     dropout: share of each block's output that training sets to zero.
@@ -199,6 +205,10 @@ class Config:
   channel: str = "swiglu"
   mixers: Mapping = dataclasses.field(default_factory=dict)
   channels: Mapping = dataclasses.field(default_factory=dict)
+  norm: str = "rms"
+  norm_eps: float = 1e-6
+  embed_norm: bool = False
+  positions: int = 0
   dtype: str = "float32"
   remat: str = "none"
   dropout: float = 0.0
@@ -207,6 +217,15 @@ class Config:
     for name in ("dim", "depth", "length"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name}={getattr(self, name)} must be positive")
+    if self.norm not in NORMS:
+      raise ValueError(
+        f"unknown norm={self.norm!r}: {closest(self.norm, NORMS)}"
+      )
+    if self.norm_eps <= 0 or self.positions < 0:
+      raise ValueError(
+        f"norm_eps={self.norm_eps} must be positive and "
+        f"positions={self.positions} not negative"
+      )
     if self.dtype not in ("float32", "bfloat16"):
       raise ValueError(f"dtype={self.dtype!r}: float32 or bfloat16")
     if self.remat not in ("none", "block"):
@@ -216,6 +235,10 @@ class Config:
     for axis in ("mixers", "channels"):
       for name in getattr(self, axis):
         find(axis, name)
+
+  def normaliser(self):
+    """A norm of the residual stream."""
+    return NORMS[self.norm](self.dim, eps=self.norm_eps)
 
   @property
   def common(self):
@@ -263,7 +286,14 @@ class LM(nnx.Module):
       setattr(self, f"stack_{i}", stacked(period, cfg, keys, layers))
       self.repeats += (n,)
       start += n * len(period)
-    self.norm = RMSNorm(cfg.dim)
+    self.norm = cfg.normaliser()
+    self.embed_norm = cfg.normaliser() if cfg.embed_norm else None
+    rows = nnx.initializers.normal(0.02)
+    self.positions = (
+      Embedding(rows(rngs.params(), (cfg.positions, cfg.dim)))
+      if cfg.positions
+      else None
+    )
     self.streams = self._streams(places)
 
   @staticmethod
@@ -286,12 +316,15 @@ class LM(nnx.Module):
     def stack_state(stack):
       return stack.init_state(self.shared, batch, length)
 
-    return {
+    state = {
       f"stack_{i}": jax.vmap(stack_state, axis_size=n)(
         getattr(self, f"stack_{i}")
       )
       for i, n in enumerate(self.repeats)
     }
+    if self.positions is not None:
+      state["position"] = jnp.zeros(batch, jnp.int32)
+    return state
 
   def features(self, tokens, reset=None, state=None, *, key=None):
     """What the readout sees.
@@ -309,7 +342,37 @@ class LM(nnx.Module):
     """
     with jax.named_scope("vocab"):
       x = self.vocab.embed(tokens)
-    return self.mix(x, reset, state, key=key)
+      if self.positions is not None:
+        at, after = self.place(*tokens.shape, reset, state)
+        # NaN beyond the last position, as for a token that does not exist
+        rows = jnp.take(self.positions[...], at, axis=0)
+        x += rows.astype(x.dtype)
+    if self.embed_norm is not None:
+      x = self.embed_norm(x)
+    x, new, aux = self.mix(x, reset, state, key=key)
+    if self.positions is not None:
+      new["position"] = after
+    return x, new, aux
+
+  def place(self, B, T, reset, state):
+    """Positions B T in their documents, and the next token's, B.
+
+    Raises:
+      ValueError: T tokens have more positions than there are.
+    """
+    known = self.positions.shape[0]
+    if T > known:
+      raise ValueError(
+        f"{T} tokens at once, but the model has {known} learned positions: "
+        "shorten the context"
+      )
+    t = jnp.arange(T)[None]
+    before = jnp.zeros(B, jnp.int32) if state is None else state["position"]
+    first = jnp.broadcast_to(-before[:, None], (B, T))  # 0: this call's first
+    if reset is not None:
+      first = jax.lax.cummax(jnp.where(reset, t, first), 1)
+    at = t - first
+    return at, at[:, -1] + 1
 
   def mix(self, x, reset=None, state=None, *, key=None):
     """As `features`, from the embedded tokens x, B T D."""

@@ -162,6 +162,60 @@ def test_parallel_mixers_are_normalised_and_averaged():
   close(found, x + sum(both) / 2)
 
 
+@pytest.mark.parametrize("norm", sorted(layers.NORMS))
+def test_norms_are_their_formulas(norm):
+  made = layers.NORMS[norm](6, eps=1e-3)
+  x = np.random.default_rng(0).normal(1, 2, (2, 3, 6))
+  w = np.linspace(-1, 2, 6)
+  made.weight = layers.Vector(jnp.asarray(w, jnp.float32))
+  if norm == "layer":
+    made.bias = layers.Vector(jnp.asarray(w[::-1].copy(), jnp.float32))
+    x0 = x - x.mean(-1, keepdims=True)
+    y = w * x0 / np.sqrt(x.var(-1, keepdims=True) + 1e-3) + w[::-1]
+  else:
+    y = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-3)
+    y *= w + 1 if norm == "rms_plus" else w
+  close(made(jnp.asarray(x, jnp.float32)), y)
+  assert made(jnp.ones((1, 6), jnp.bfloat16)).dtype == jnp.bfloat16
+
+
+def test_the_shell_of_gpt2():
+  """Positions count from a document's start; norms have biases."""
+  c = small(positions=13, embed_norm=True, norm="layer", norm_eps=1e-5)
+  model, text = noisy(build(c)), tokens(c)
+  sizes = arch.count(model, 13)
+  plain = arch.count(arch.abstract(small().model), 13)
+  D, norms = c.model.dim, 2 * c.model.depth + 2
+  assert sizes.groups["vocab"] - plain.groups["vocab"] == 13 * D
+  assert sizes.groups["norm"] - plain.groups["norm"] == (norms + 1) * D
+  assert sizes.decoding.state["vocab"] == 4
+
+  reset = jnp.zeros(text.shape, bool).at[0, 5].set(True)
+  whole, last = model(text, reset)
+  state, steps = model.init_state(2), []
+  for t in range(text.shape[1]):
+    now = slice(t, t + 1)
+    logits, state = model(text[:, now], reset[:, now], state)
+    steps.append(logits)
+  close(jnp.concatenate(steps, 1), whole)
+  close(state, last)
+  assert state["position"].tolist() == [8, 13]
+  tail, _ = model(text[:1, 5:])
+  close(whole[0, 5:], tail[0])
+
+  over, _ = model(text[:, :1], None, state)
+  assert jnp.all(jnp.isfinite(over[0])) and not jnp.any(jnp.isfinite(over[1]))
+  with pytest.raises(ValueError, match="14 tokens at once.* 13 learned"):
+    model(jnp.zeros((1, 14), jnp.int32))
+
+
+def test_positions_tell_tokens_apart():
+  c = small(positions=13)
+  model = noisy(build(c))
+  x = model.features(jnp.ones((1, 13), jnp.int32))[0]
+  assert jnp.linalg.norm(x[0, 0] - x[0, 1]) > 0.1
+
+
 def test_dropout_is_of_the_key_and_only_in_training():
   c = small(dropout=0.4)
   model, text = noisy(build(c)), tokens(c)

@@ -174,6 +174,25 @@ def test_lowrank_is_the_product(tied):
 
 
 @pytest.mark.parametrize("name", ["full", "lowrank"])
+def test_scale_and_softcap(name):
+  vocab = make(name, scale=3.0, softcap=0.01)
+  plain = make(name)
+  close(
+    vocab.embed(jnp.arange(14)[None]), 3 * plain.embed(jnp.arange(14)[None])
+  )
+  x, targets, weights = data(3, 7, 6, 13)
+  logits = 0.01 * jnp.tanh(plain.logits(x) / 0.01)
+  close(vocab.logits(x), logits)
+  nll = -jnp.take_along_axis(
+    jax.nn.log_softmax(logits), targets[..., None], -1
+  )[..., 0]
+  close(vocab.score(x, targets)[0], nll)
+  close(
+    vocab.loss(x, targets, weights), jnp.sum(weights * nll) / jnp.sum(weights)
+  )
+
+
+@pytest.mark.parametrize("name", ["full", "lowrank"])
 def test_a_tied_table_learns_from_both_uses(name):
   vocab = make(name, tied=True)
   _, targets, weights = data(3, 7, 6, 13)
