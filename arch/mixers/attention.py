@@ -47,6 +47,7 @@ class Config(layers.Config):
   Attributes:
     head: K, an even number that divides dim.
     kv_heads: G, heads of keys and values; None or 0 for as many as queries.
+    rotary: whether queries and keys are turned to their positions.
     base: of the rotary angles, position * base^(-2i / K).
     qk_norm: whether queries and keys are normalised.
     window: how many tokens a query sees; None or 0 for all.
@@ -55,13 +56,14 @@ class Config(layers.Config):
 
   head: int = 64
   kv_heads: int | None = None
+  rotary: bool = True
   base: float = 10_000.0
   qk_norm: bool = True
   window: int | None = None
   bias: bool = False
 
   def __post_init__(self):
-    if self.head % 2:
+    if self.rotary and self.head % 2:
       raise ValueError(f"attention: head={self.head} must be even, for rotary")
     if self.base <= 1:
       raise ValueError(f"attention: base={self.base} must exceed 1")
@@ -114,7 +116,8 @@ class Mixer(nnx.Module):
     position = jnp.arange(T)[None]
     if state is not None:
       position = state["position"][:, None] + position
-    q, k = rotary(q, position, cfg.base), rotary(k, position, cfg.base)
+    if cfg.rotary:
+      q, k = rotary(q, position, cfg.base), rotary(k, position, cfg.base)
     if state is not None and T == 1:
       y, state = step(q, k, v, reset, state)
     else:

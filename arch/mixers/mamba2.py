@@ -36,6 +36,7 @@ class Config(layers.Config):
     expand: inner width over dim.
     groups: G, pairs of B and C, each for as many heads.
     conv: taps of the short convolution.
+    eps: of the norm.
   """
 
   state: int = 128
@@ -43,6 +44,7 @@ class Config(layers.Config):
   expand: int = 2
   groups: int = 1
   conv: int = 4
+  eps: float = 1e-5
 
   def __post_init__(self):
     if self.state < 1 or self.conv < 1:
@@ -105,6 +107,6 @@ class Mixer(nnx.Module):
     x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
     y += self.D[...][None, None, :, None] * x
     y = y.reshape(B, T, E) * jax.nn.silu(z)
-    y = layers.normalise(y.reshape(-1, E // G), 1e-5)
+    y = layers.normalise(y.reshape(-1, E // G), cfg.eps)
     y = y.reshape(B, T, E) * self.norm[...][None, None]
     return self.out_proj(y), {"conv": conv, "ssm": ssm}

@@ -1,0 +1,80 @@
+"""Mamba: whole blocks. transformers, models/mamba."""
+
+from train.convert import Rows, Same, Taps, Transposed, demand
+
+
+def model(hf):
+  demand(hf, hidden_act="silu", use_bias=False, use_conv_bias=True)
+  D = hf["hidden_size"]
+  inner = hf.get("intermediate_size") or hf["expand"] * D
+  if inner % D:
+    raise ValueError(
+      f"mamba: hidden_size={D} must divide intermediate_size={inner}"
+    )
+  rank = hf["time_step_rank"]
+  return shell(hf) | dict(
+    pattern=("mamba",),
+    mixers=dict(
+      mamba=dict(
+        state=hf["state_size"],
+        expand=inner // D,
+        rank=None if rank == "auto" else rank,
+        conv=hf["conv_kernel"],
+      )
+    ),
+  )
+
+
+def shell(hf):
+  """The fields that Mamba and Mamba-2 have in common."""
+  return dict(
+    dim=hf["hidden_size"],
+    depth=hf["num_hidden_layers"],
+    length=2048,  # of no meaning: no block's memory has a length
+    channel="none",
+    norm_eps=hf["layer_norm_epsilon"],
+    vocab=dict(name="full", size=hf["vocab_size"], tied=tied(hf)),
+  )
+
+
+def tied(hf):
+  """Where the field is left out, Mamba is tied and Mamba-2 is not."""
+  return hf.get("tie_word_embeddings", hf["model_type"] == "mamba")
+
+
+def ignored(hf):
+  return ["lm_head.weight"] * tied(hf)
+
+
+def top(hf):
+  start = hf.get("bos_token_id")
+  found = {
+    ("vocab", "embedding"): Rows("backbone.embeddings.weight", start),
+    ("norm", "weight"): Same("backbone.norm_f.weight"),
+  }
+  if not tied(hf):
+    found["vocab", "readout"] = Same("lm_head.weight")
+  return found
+
+
+def common(i, kind):
+  """What the blocks of Mamba and Mamba-2 have in common."""
+  own = f"backbone.layers.{i}"
+  return f"{own}.mixer", {
+    ("norm", "weight"): Same(f"{own}.norm.weight"),
+    (kind, "in_proj", "weight"): Transposed(f"{own}.mixer.in_proj.weight"),
+    (kind, "conv", "weight"): Taps(f"{own}.mixer.conv1d.weight"),
+    (kind, "conv", "bias"): Same(f"{own}.mixer.conv1d.bias"),
+    (kind, "A_log"): Same(f"{own}.mixer.A_log"),
+    (kind, "D"): Same(f"{own}.mixer.D"),
+    (kind, "out_proj", "weight"): Transposed(f"{own}.mixer.out_proj.weight"),
+  }
+
+
+def block(hf, i):
+  mixer, found = common(i, "mamba")
+  return found | {
+    ("mamba", "x_proj", "weight"): Transposed(f"{mixer}.x_proj.weight"),
+    ("mamba", "dt_proj", "weight"): Transposed(f"{mixer}.dt_proj.weight"),
+    ("mamba", "dt_bias"): Same(f"{mixer}.dt_proj.bias"),
+  }
