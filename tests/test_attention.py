@@ -285,7 +285,7 @@ def test_decoding_writes_in_place():
 @pytest.mark.parametrize(
   "fields, message",
   [
-    (dict(head=5), "head=5 must be even"),
+    (dict(head=5), "rotary=1.0 turns 5, which must be even"),
     (dict(head=10), "head=10 must divide dim=24"),
     (dict(kv_heads=3), "kv_heads=3 must divide heads=4"),
     (dict(window=-1), "window=-1 is negative"),

@@ -73,6 +73,43 @@ def mamba(**fields):
   )
 
 
+def falcon_mamba():
+  from transformers import FalconMambaConfig, FalconMambaForCausalLM
+
+  return FalconMambaForCausalLM(
+    FalconMambaConfig(
+      hidden_size=12,
+      num_hidden_layers=2,
+      state_size=5,
+      time_step_rank=3,
+      conv_kernel=3,
+      vocab_size=V,
+      bos_token_id=0,
+      use_mambapy=False,
+    )
+  )
+
+
+def recurrent_gemma(**fields):
+  from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+
+  return RecurrentGemmaForCausalLM(
+    RecurrentGemmaConfig(
+      hidden_size=24,
+      intermediate_size=58,
+      num_hidden_layers=5,
+      num_attention_heads=3,
+      num_key_value_heads=1,
+      attention_window_size=5,
+      conv1d_width=3,
+      vocab_size=V,
+      attn_implementation="eager",
+      pad_token_id=None,  # torch gives the pad's row no gradient
+      **fields,
+    )
+  )
+
+
 def mamba2(**fields):
   from transformers import Mamba2Config, Mamba2ForCausalLM
 
@@ -102,6 +139,11 @@ CASES = {
   ),
   "gpt2": lambda: gpt2(),
   "mamba": lambda: mamba(),
+  "falcon_mamba": lambda: falcon_mamba(),
+  "recurrent_gemma": lambda: recurrent_gemma(),
+  "recurrent_gemma, biases": lambda: recurrent_gemma(
+    attention_bias=True, lru_width=36
+  ),
   "mamba2": lambda: mamba2(),
   "mamba2, tied": lambda: mamba2(tie_word_embeddings=True),
 }

@@ -1,6 +1,6 @@
-"""y = (silu(x W_gate) * (x W_up)) W_down.
+"""y = (silu(x W_gate) * (x W_up)) W_down, with biases if asked.
 
-Shazeer 2020, https://arxiv.org/abs/2002.05202, eq. 6, without biases.
+Shazeer 2020, https://arxiv.org/abs/2002.05202, eq. 6.
 
 B batch  T time  D width  W hidden units
 """
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import layers
-from arch.layers import Matrix, fan_in
+from arch.layers import Matrix, Vector, along, fan_in
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,9 +23,11 @@ class Config(layers.Config):
   Attributes:
     width: hidden units; None for 8/3 dim, rounded to a multiple of 8, which
       holds as many weights as a plain MLP of 4 dim (the paper's sec. 3).
+    bias: whether the maps have one.
   """
 
   width: int | None = None
+  bias: bool = False
 
   def __post_init__(self):
     if self.hidden < 1:
@@ -48,6 +50,8 @@ class Channel(nnx.Module):
     self.gate = Matrix(fan_in()(rngs.params(), (D, W)))
     self.up = Matrix(fan_in()(rngs.params(), (D, W)))
     self.down = Matrix(small(rngs.params(), (W, D)))
+    self.wide_bias = Vector(jnp.zeros(2 * W)) if cfg.bias else None
+    self.down_bias = Vector(jnp.zeros(D)) if cfg.bias else None
 
   def init_state(self, batch, length=None):
     return {}
@@ -56,6 +60,11 @@ class Channel(nnx.Module):
     x = x.astype(self.cfg.compute)
     # one product: value and gradient then take three quarters of the time
     wide = jnp.concatenate([self.gate[...], self.up[...]], 1)
-    gate, up = jnp.split(x @ wide.astype(x.dtype), 2, -1)
+    h = x @ wide.astype(x.dtype)
+    if self.cfg.bias:
+      h += along(self.wide_bias[...], h).astype(x.dtype)
+    gate, up = jnp.split(h, 2, -1)
     y = (self.activation(gate) * up) @ self.down[...].astype(x.dtype)
+    if self.cfg.bias:
+      y += along(self.down_bias[...], y).astype(x.dtype)
     return y, {}, {}

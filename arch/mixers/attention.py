@@ -47,24 +47,29 @@ class Config(layers.Config):
   Attributes:
     head: K, an even number that divides dim.
     kv_heads: G, heads of keys and values; None or 0 for as many as queries.
-    rotary: whether queries and keys are turned to their positions.
+    rotary: share of K that is turned to the position, 0 for none.
     base: of the rotary angles, position * base^(-2i / K).
     qk_norm: whether queries and keys are normalised.
     window: how many tokens a query sees; None or 0 for all.
-    bias: whether the maps have one.
+    bias: whether the maps of queries, keys and values have one.
+    out_bias: whether W_out has one; None for as `bias`.
   """
 
   head: int = 64
   kv_heads: int | None = None
-  rotary: bool = True
+  rotary: float = 1.0
   base: float = 10_000.0
   qk_norm: bool = True
   window: int | None = None
   bias: bool = False
+  out_bias: bool | None = None
 
   def __post_init__(self):
-    if self.rotary and self.head % 2:
-      raise ValueError(f"attention: head={self.head} must be even, for rotary")
+    if not 0 <= self.rotary <= 1 or self.turned % 2:
+      raise ValueError(
+        f"attention: of head={self.head}, rotary={self.rotary} turns "
+        f"{self.turned}, which must be even and at most head"
+      )
     if self.base <= 1:
       raise ValueError(f"attention: base={self.base} must exceed 1")
     for name in ("kv_heads", "window"):
@@ -78,6 +83,10 @@ class Config(layers.Config):
     return self.divide("dim", "head")
 
   @property
+  def turned(self):
+    return int(self.rotary * self.head)
+
+  @property
   def groups(self):
     return self.kv_heads or self.heads
 
@@ -86,10 +95,11 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     H, G, K = cfg.heads, cfg.groups, cfg.head
-    kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
-    self.qkv = layers.Linear(cfg.dim, (H + 2 * G) * K, **kw)
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    self.qkv = layers.Linear(cfg.dim, (H + 2 * G) * K, bias=cfg.bias, **kw)
     small = layers.fan_in(1 / math.sqrt(2 * cfg.depth))
-    self.out_proj = layers.Linear(H * K, cfg.dim, init=small, **kw)
+    bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
+    self.out_proj = layers.Linear(H * K, cfg.dim, init=small, bias=bias, **kw)
     self.q_norm = layers.RMSNorm(K) if cfg.qk_norm else None
     self.k_norm = layers.RMSNorm(K) if cfg.qk_norm else None
 
@@ -116,13 +126,22 @@ class Mixer(nnx.Module):
     position = jnp.arange(T)[None]
     if state is not None:
       position = state["position"][:, None] + position
-    if cfg.rotary:
-      q, k = rotary(q, position, cfg.base), rotary(k, position, cfg.base)
+    q, k = self.turn(q, position), self.turn(k, position)
     if state is not None and T == 1:
       y, state = step(q, k, v, reset, state)
     else:
       y, state = self.call(q, k, v, reset, state)
     return self.out_proj(y.reshape(B, T, H * K)), state
+
+  def turn(self, x, position):
+    """x, B T H K, with its first `turned` numbers at their position."""
+    R, K = self.cfg.turned, self.cfg.head
+    if R == 0:
+      return x
+    if R == K:
+      return rotary(x, position, self.cfg.base)
+    turned = rotary(x[..., :R], position, self.cfg.base)
+    return jnp.concatenate([turned, x[..., R:]], -1)
 
   def call(self, q, k, v, reset, state):
     """Many tokens: attends, then the last L of all keys are the new ring."""

@@ -33,12 +33,15 @@ class Config(layers.Config):
     expand: inner width over dim.
     rank: R, of the map that makes the step; None for dim / 16, rounded up.
     conv: taps of the short convolution.
+    eps: of an RMS norm, without weights, of r, B and C each; None for no such
+      norm. Falcon Mamba's, https://arxiv.org/abs/2410.05355, section 2.
   """
 
   state: int = 16
   expand: int = 2
   rank: int | None = None
   conv: int = 4
+  eps: float | None = None
 
   def __post_init__(self):
     for name in ("state", "expand", "conv", "step_rank"):
@@ -92,6 +95,8 @@ class Mixer(nnx.Module):
     x, conv = self.conv(x, reset, state["conv"])
     x = jax.nn.silu(x)
     r, b, c = jnp.split(self.x_proj(x), (R, R + N), -1)
+    if self.cfg.eps is not None:
+      r, b, c = (layers.normalise(t, self.cfg.eps) for t in (r, b, c))
     dt = self.dt_proj(r).astype(jnp.float32) + self.dt_bias[...][None, None]
     dt = jax.nn.softplus(dt)  # B T E
     A = -jnp.exp(self.A_log[...])

@@ -12,7 +12,7 @@ def heads(hf):
   K = hf.get("head_dim") or hf["hidden_size"] // H
   if H * K != hf["hidden_size"]:
     raise ValueError(
-      f"llama: {H} heads of head_dim={K} must make up "
+      f"{hf['model_type']}: {H} heads of head_dim={K} must make up "
       f"hidden_size={hf['hidden_size']}"
     )
   return H, hf.get("num_key_value_heads") or H, K
@@ -48,6 +48,13 @@ def model(hf):
   )
 
 
+def qkv(hf, own, rule, part):
+  """Our one map of queries, keys and values."""
+  H, G, K = heads(hf)
+  rules = tuple(rule(f"{own}.{n}_proj.{part}") for n in "qkv")
+  return Joined(rules, (H * K, G * K, G * K))
+
+
 def ignored(hf):
   """A tied readout, and angles that old versions saved."""
   layers = range(hf["num_hidden_layers"])
@@ -67,19 +74,12 @@ def top(hf):
 
 
 def block(hf, i):
-  H, G, K = heads(hf)
   own = f"model.layers.{i}"
   attention, mlp = f"{own}.self_attn", f"{own}.mlp"
-  widths = (H * K, G * K, G * K)
-
-  def qkv(rule, part):
-    rules = tuple(rule(f"{attention}.{n}_proj.{part}") for n in "qkv")
-    return Joined(rules, widths)
-
   found = {
     ("norm", "weight"): Same(f"{own}.input_layernorm.weight"),
     ("channel_norm", "weight"): Same(f"{own}.post_attention_layernorm.weight"),
-    ("attention", "qkv", "weight"): qkv(Transposed, "weight"),
+    ("attention", "qkv", "weight"): qkv(hf, attention, Transposed, "weight"),
     ("attention", "out_proj", "weight"): Transposed(
       f"{attention}.o_proj.weight"
     ),
@@ -87,6 +87,6 @@ def block(hf, i):
   for name in ("gate", "up", "down"):
     found["channel", name] = Transposed(f"{mlp}.{name}_proj.weight")
   if hf.get("attention_bias", False):
-    found["attention", "qkv", "bias"] = qkv(Same, "bias")
+    found["attention", "qkv", "bias"] = qkv(hf, attention, Same, "bias")
     found["attention", "out_proj", "bias"] = Same(f"{attention}.o_proj.bias")
   return found

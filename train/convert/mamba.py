@@ -39,7 +39,7 @@ def shell(hf):
 
 def tied(hf):
   """Where the field is left out, Mamba is tied and Mamba-2 is not."""
-  return hf.get("tie_word_embeddings", hf["model_type"] == "mamba")
+  return hf.get("tie_word_embeddings", hf["model_type"] != "mamba2")
 
 
 def ignored(hf):

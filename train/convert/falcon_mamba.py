@@ -1,0 +1,14 @@
+"""Falcon Mamba: Mamba whose r, B and C are normalised.
+
+transformers, models/falcon_mamba.
+"""
+
+from train.convert import mamba
+
+block, ignored, top = mamba.block, mamba.ignored, mamba.top
+
+
+def model(hf):
+  found = mamba.model(hf)
+  found["mixers"]["mamba"]["eps"] = hf["mixer_rms_eps"]
+  return found
