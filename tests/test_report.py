@@ -275,6 +275,17 @@ def test_first_look():
   assert "first look" in report.leaderboard(make(tokens=20_000))
 
 
+def test_unequal_text_is_said():
+  results = make()
+  assert "unequal text" not in report.leaderboard(results)
+  for run in results["runs"]:
+    if run["arch"] == "b":  # four bytes a token
+      run["nats"] *= 4
+  text = " ".join(report.leaderboard(results).split())
+  assert "unequal text at equal tokens: a 70k, b 280k and c 70k bytes" in text
+  assert "unequal text" not in report.leaderboard(make(metric="accuracy"))
+
+
 def test_edge_of_the_grid_is_marked(tmp_path):
   results = make()
   assert "edge" not in page(results, tmp_path).text

@@ -337,6 +337,18 @@ def verdict(results, table) -> str:
   return text + "."
 
 
+def text_read(results) -> dict[str, float]:
+  """Bytes that a run of each arm read: tokens of its tokeniser's size."""
+  if results["metric"] != "bits_per_byte":
+    return {}
+  found = {}
+  for run in results["runs"]:
+    if run["phase"] == "final" and score(results, run) is not None:
+      ratio = run["nats"] / (run["bits_per_byte"] * math.log(2))
+      found[run["arch"]] = results["tokens"] * ratio
+  return found
+
+
 def warnings(results, table) -> list[str]:
   """What a reader must know before believing the ranking."""
   found = []
@@ -377,6 +389,12 @@ def warnings(results, table) -> list[str]:
     found.append(
       f"The best learning rate lies at the edge of the grid for {names(edge)}: "
       "a wider grid may do better."
+    )
+  text = text_read(results)
+  if text and max(text.values()) > 1.05 * min(text.values()):
+    listed = [f"{arm} {humanise(size)}" for arm, size in text.items()]
+    found.append(
+      f"Arms read unequal text at equal tokens: {names(listed)} bytes a run."
     )
   machines = [source["machine"] for source in results.get("sources", [])]
   if any(machine != machines[0] for machine in machines):
