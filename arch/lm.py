@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 
 from arch import pattern
 from arch.layers import NORMS, ROLES, Buffer, Embedding, closest
@@ -519,10 +520,4 @@ def roles(model) -> dict:
         f"parameter {'.'.join(map(str, path))} is a {role}, which is no role: "
         f"make it with one of arch.layers: {', '.join(known)}"
       )
-  nested = {}
-  for path, role in flat.items():
-    inner = nested
-    for part in path[:-1]:
-      inner = inner.setdefault(part, {})
-    inner[path[-1]] = role
-  return nested
+  return unflatten_dict(flat)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from models import close
 from safetensors.numpy import load_file, save_file
 from test_launch import run
@@ -214,7 +215,7 @@ def test_logits_and_gradients(name, folders, tmp_path):
   hf = source["config"]
   rules = convert.rules(hf, convert.find(hf, path), model)
   own = convert.backwards(
-    rules, {p: np.asarray(g) for p, g in convert.flat(gradient).items()}
+    rules, {p: np.asarray(g) for p, g in flatten_dict(gradient).items()}
   )
   grads = {n: p.grad.numpy() for n, p in theirs.named_parameters()}
   assert own.keys() == grads.keys()

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from arch import lm
 from arch.layers import closest
@@ -232,25 +233,6 @@ def forwards(found: Mapping, tensors: Mapping) -> dict:
   }
 
 
-def flat(tree, path=()) -> dict:
-  if not isinstance(tree, Mapping):
-    return {path: tree}
-  leaves = {}
-  for key, value in tree.items():
-    leaves |= flat(value, (*path, key))
-  return leaves
-
-
-def nested(leaves: Mapping) -> dict:
-  tree = {}
-  for path, value in leaves.items():
-    inner = tree
-    for part in path[:-1]:
-      inner = inner.setdefault(part, {})
-    inner[path[-1]] = value
-  return tree
-
-
 def check(where, expected: Mapping, given: Mapping, ignored):
   """Names every tensor that does not fit."""
   wrong = []
@@ -295,7 +277,7 @@ def into(path, run, cfg) -> dict:
   params, buffers = lm.pure(model)
   empty = {
     path: np.broadcast_to(np.float32(0), leaf.shape)
-    for path, leaf in flat(params).items()
+    for path, leaf in flatten_dict(params).items()
   }
   found = rules(folder.hf, module, model)
   expected = backwards(found, empty)
@@ -311,7 +293,7 @@ def into(path, run, cfg) -> dict:
     },
   }
   state = {
-    "params": nested(forwards(found, folder.tensors)),
+    "params": unflatten_dict(forwards(found, folder.tensors)),
     "buffers": jax.tree.map(lambda b: np.zeros(b.shape, b.dtype), buffers),
   }
   with workdir.Workdir(run) as held:
@@ -361,7 +343,7 @@ def out_of(run, path, which: str = "best") -> int:
   model = load_model(run, which)
   params, _ = lm.pure(model)
   found = rules(hf, find(hf, file), model)
-  params = {p: np.asarray(a) for p, a in flat(params).items()}
+  params = {p: np.asarray(a) for p, a in flatten_dict(params).items()}
   tensors = backwards(found, params)
   if path.exists() and any(path.iterdir()):
     raise ValueError(f"{path} is not empty: name another --to")
