@@ -1,6 +1,7 @@
 """A comparison: plan, resume, divergence, tasks."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -179,3 +180,13 @@ def test_an_arm_that_diverges_at_every_rate_is_reported(folder, tmp_path):
   assert any("diverged at every rate" in line for line in said)
   report.write(results, tmp_path)
   assert "No final run: attention" in report.leaderboard(results)
+
+
+def test_runs_of_an_edited_config_are_not_reused(finished, folder, tmp_path):
+  shutil.copytree(finished[0], tmp_path / "copy")
+  made, _ = comparison(tmp_path / "copy", plan(folder))
+  cfg, data = made.configs["mamba2"]
+  with cfg.unlocked():
+    cfg.train.decay = 0.25
+  with pytest.raises(ValueError, match="decay: saved 0.1, given 0.25"):
+    made.run()

@@ -198,8 +198,27 @@ class Comparison:
         if found is None:
           return None
         workdir.replace(file, json.dumps(found))
-      done += json.loads(file.read_text())
+      found = json.loads(file.read_text())
+      self.same(file, cfg, found)
+      done += found
     return done
+
+  @staticmethod
+  def same(file, cfg, runs):
+    """ValueError where finished runs are of another config than this."""
+    given = workdir.flat(workdir.plain(cfg))
+    for run in runs:
+      saved = workdir.flat(workdir.tuples(run["config"]))
+      other = [
+        f"{k}: saved {saved.get(k)!r}, given {given.get(k)!r}"
+        for k in saved | given
+        if saved.get(k) != given.get(k) and k not in ("train.seed", "train.lr")
+      ]
+      if other:
+        raise ValueError(
+          f"{file} is of another config; name another --workdir, or delete it "
+          "to train it again:\n  " + "\n  ".join(other)
+        )
 
   def train(self, name, cfg, data, programs, phase, group, path):
     """Trains one group and scores it; None if a signal stopped it."""
