@@ -18,7 +18,9 @@ def get_config(size="small"):
     kv_heads=1,
     window={"tiny": 5, "small": 64, "full": 2048}[size],
   )
-  c.model.channels.swiglu = dict(
+  c.model.channel = "geglu"
+  c.model.channels.geglu = dict(
     width={"tiny": 29, "small": 344, "full": 7680}[size]
   )
+  c.match.size = "model.channels.geglu.width"
   return c.lock()

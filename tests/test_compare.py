@@ -125,6 +125,26 @@ def test_one_arm_may_be_added(finished, folder):
   assert scores(whole).items() <= scores(results).items()
 
 
+def test_rates_and_seeds_may_be_added(
+  finished, folder, tmp_path, monkeypatch
+):
+  old, whole, _ = finished
+  shutil.copytree(old, tmp_path / "copy")
+  its_plan = plan(folder, seeds=3, lrs=(1e-30, 1e-3, 1e-2))
+  made, _ = comparison(tmp_path / "copy", its_plan)
+  run, trained = loop.run, []
+
+  def counted(*args, **fields):
+    trained.append(args[1].name)
+    return run(*args, **fields)
+
+  monkeypatch.setattr(loop, "run", counted)
+  results = made.run()
+  assert scores(whole).items() <= scores(results).items()
+  new = {"tune-seed0-lr1e-30", "final-seed3-lr0.01"}
+  assert set(trained) == new and len(trained) == 4
+
+
 def test_together_is_one_by_one(finished, folder, tmp_path):
   _, whole, _ = finished
   made, _ = comparison(tmp_path, plan(folder), ("mamba2",), together=2)

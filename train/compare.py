@@ -84,7 +84,8 @@ class Plan:
 
 
 class Comparison:
-  """A comparison in a workdir.
+  """A comparison in a workdir, which may later be given more arms, rates and
+  seeds: what was trained already is kept.
 
   Args:
     configs: name of an arm -> its config, before the plan is applied.
@@ -115,7 +116,10 @@ class Comparison:
     """The results, or None where a signal asked to stop before the end."""
     with workdir.Workdir(self.path) as folder, self.signals:
       first = next(iter(self.data.values()))
-      folder.record(dataclasses.asdict(self.plan), first.hash)
+      # arms, rates and seeds may be added later: each run has its own folder
+      plan = dataclasses.asdict(self.plan)
+      del plan["lrs"], plan["seeds"]
+      folder.record(plan, first.hash)
       arms, planned = {}, {}
       for name, (cfg, data) in self.configs.items():
         planned[name] = self.plan.apply(cfg, data)
