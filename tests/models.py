@@ -70,7 +70,21 @@ def close(a, b, tolerance=1e-5):
 
   def check(x, y):
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-    size = max(1e-3, np.max(np.abs(y), initial=0.0, where=np.isfinite(y)))
-    np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * size)
+    np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * largest(y))
 
   jax.tree.map(check, a, b)
+
+
+def distance(a, b) -> float:
+  """The largest difference of a leaf, in units of its largest value in b."""
+
+  def of(x, y):
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    assert x.shape == y.shape, (x.shape, y.shape)
+    return float(np.max(np.abs(x - y)) / largest(y))
+
+  return max(jax.tree.leaves(jax.tree.map(of, a, b)))
+
+
+def largest(y):
+  return max(1e-3, np.max(np.abs(y), initial=0.0, where=np.isfinite(y)))

@@ -1,332 +1,130 @@
-"""Mixers and channel mixers against the torch code of transformers with equal
-weights: the output, the gradients of the input and of every parameter."""
+"""Every mixer and channel mixer against its authors' code: tests/parity/,
+whose files are found by their folder."""
+
+import importlib
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
-from models import close
-
-from arch.channels import experts, geglu, gelu, relu2
-from arch.layers import Buffer
-from arch.mixers import attention, gated_deltanet, mamba, mamba2, rglru
+from models import CHANNELS, MIXERS, distance
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-B, T, D = 2, 19, 12
+KINDS = {"mixers": MIXERS, "channels": CHANNELS}
+B = 2
 
 
-def as_attention():
-  from transformers import Qwen3Config
-  from transformers.models.qwen3 import modeling_qwen3
-
-  cfg = attention.Config(dim=D, depth=1, length=T, head=4, kv_heads=1)
-  own = Qwen3Config(
-    hidden_size=D,
-    head_dim=4,
-    num_attention_heads=3,
-    num_key_value_heads=1,
-    num_hidden_layers=1,
-    attn_implementation="eager",
-  )
-  angles = modeling_qwen3.Qwen3RotaryEmbedding(own)
-  later = torch.ones(T, T, dtype=torch.bool).triu(1)
-  extra = dict(
-    position_embeddings=angles(torch.zeros(1), torch.arange(T)[None]),
-    attention_mask=torch.zeros(T, T).masked_fill(later, -torch.inf),
-  )
-
-  def weights(t):
-    qkv = [t[f"{n}_proj.weight"] for n in "qkv"]
-    return {
-      "qkv": {"weight": np.concatenate(qkv, 0).T},
-      "q_norm": {"weight": t["q_norm.weight"]},
-      "k_norm": {"weight": t["k_norm.weight"]},
-      "out_proj": {"weight": t["o_proj.weight"].T},
-    }
-
-  theirs = modeling_qwen3.Qwen3Attention(own, layer_idx=0)
-  return attention.Mixer, cfg, theirs, extra, weights
+def module(kind, name):
+  return importlib.import_module(f"parity.{kind}.{name}")
 
 
-def as_experts():
-  from transformers import DeepseekV3Config
-  from transformers.models.deepseek_v3 import modeling_deepseek_v3
-
-  E, K, W = 5, 2, 7
-  cfg = experts.Config(
-    dim=D, depth=1, length=T, experts=E, top=K, width=W, shared=2 * W
-  )
-  own = DeepseekV3Config(
-    hidden_size=D,
-    moe_intermediate_size=W,
-    n_routed_experts=E,
-    num_local_experts=E,
-    num_experts_per_tok=K,
-    n_shared_experts=2,
-    n_group=1,
-    topk_group=1,
-    norm_topk_prob=True,
-    routed_scaling_factor=1.0,
+def each(field):
+  """kind, name and fields of every entry of this list of the parity files."""
+  return pytest.mark.parametrize(
+    ("kind", "name", "fields"),
+    [
+      pytest.param(
+        kind, name, fields, id="-".join([name, *map(str, fields.values())])
+      )
+      for kind, names in KINDS.items()
+      for name in names
+      for fields in getattr(module(kind, name), field)
+    ],
   )
 
-  def weights(t):
-    gate, up = np.split(t["experts.gate_up_proj"], 2, 1)
-    shared = {
-      n: t[f"shared_experts.{n}_proj.weight"].T for n in ("gate", "up", "down")
-    }
-    return {
-      "gate": gate.swapaxes(1, 2),
-      "up": up.swapaxes(1, 2),
-      "down": t["experts.down_proj"].swapaxes(1, 2),
-      "router": t["gate.weight"].T,
-      "shared": shared,
-    }
 
-  theirs = modeling_deepseek_v3.DeepseekV3MoE(own)
-  bias = torch.linspace(-0.3, 0.3, E)
-  theirs.gate.e_score_correction_bias = bias
-
-  def channel(cfg, *, layer, rngs):
-    made = experts.Channel(cfg, layer=layer, rngs=rngs)
-    made.bias = Buffer(bias.numpy())
-    return made
-
-  return channel, cfg, theirs, {}, weights
+def arrays(tensors):
+  return {name: t.detach().numpy() for name, t in tensors}
 
 
-def as_gelu():
-  from transformers import GPT2Config
-  from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-
-  cfg = gelu.Config(dim=D, depth=1, length=T, width=19, bias=True)
-
-  def weights(t):
-    return {
-      ours: {"weight": t[f"{name}.weight"], "bias": t[f"{name}.bias"]}
-      for ours, name in (("up", "c_fc"), ("down", "c_proj"))
-    }
-
-  theirs = GPT2MLP(19, GPT2Config(n_embd=D, resid_pdrop=0.0))
-  return gelu.Channel, cfg, theirs, {}, weights
-
-
-def as_geglu():
-  from transformers import GemmaConfig
-  from transformers.models.gemma.modeling_gemma import GemmaMLP
-
-  cfg = geglu.Config(dim=D, depth=1, length=T, width=19)
-
-  def weights(t):
-    return {n: t[f"{n}_proj.weight"].T for n in ("gate", "up", "down")}
-
-  theirs = GemmaMLP(GemmaConfig(hidden_size=D, intermediate_size=19))
-  return geglu.Channel, cfg, theirs, {}, weights
-
-
-def as_relu2():
-  from transformers import NanoChatConfig
-  from transformers.models.nanochat.modeling_nanochat import NanoChatMLP
-
-  cfg = relu2.Config(dim=D, depth=1, length=T, width=19)
-
-  def weights(t):
-    return {
-      "up": {"weight": t["fc1.weight"].T},
-      "down": {"weight": t["fc2.weight"].T},
-    }
-
-  theirs = NanoChatMLP(NanoChatConfig(hidden_size=D, intermediate_size=19))
-  return relu2.Channel, cfg, theirs, {}, weights
-
-
-def as_mamba():
-  from transformers import MambaConfig
-  from transformers.models.mamba.modeling_mamba import MambaMixer
-
-  cfg = mamba.Config(dim=D, depth=1, length=T, state=5, rank=3, conv=3)
-  own = MambaConfig(
-    hidden_size=D,
-    state_size=5,
-    time_step_rank=3,
-    conv_kernel=3,
-    num_hidden_layers=1,
-    use_mambapy=False,
-  )
-
-  def weights(t):
-    return {
-      "in_proj": {"weight": t["in_proj.weight"].T},
-      "conv": {"weight": t["conv1d.weight"][:, 0].T, "bias": t["conv1d.bias"]},
-      "x_proj": {"weight": t["x_proj.weight"].T},
-      "dt_proj": {"weight": t["dt_proj.weight"].T},
-      "dt_bias": t["dt_proj.bias"],
-      "A_log": t["A_log"],
-      "D": t["D"],
-      "out_proj": {"weight": t["out_proj.weight"].T},
-    }
-
-  return mamba.Mixer, cfg, MambaMixer(own, layer_idx=0), {}, weights
-
-
-def as_mamba2():
-  from transformers import Mamba2Config
-  from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-
-  cfg = mamba2.Config(
-    dim=D, depth=1, length=T, state=5, head=4, groups=2, conv=3
-  )
-  own = Mamba2Config(
-    hidden_size=D,
-    num_heads=6,
-    head_dim=4,
-    state_size=5,
-    n_groups=2,
-    conv_kernel=3,
-    chunk_size=8,
-    num_hidden_layers=1,
-  )
-
-  def weights(t):
-    return {
-      "in_proj": {"weight": t["in_proj.weight"].T},
-      "conv": {"weight": t["conv1d.weight"][:, 0].T, "bias": t["conv1d.bias"]},
-      "dt_bias": t["dt_bias"],
-      "A_log": t["A_log"],
-      "D": t["D"],
-      "norm": t["norm.weight"],
-      "out_proj": {"weight": t["out_proj.weight"].T},
-    }
-
-  return mamba2.Mixer, cfg, Mamba2Mixer(own, layer_idx=0), {}, weights
-
-
-def as_rglru():
-  from transformers import RecurrentGemmaConfig
-  from transformers.models.recurrent_gemma import modeling_recurrent_gemma
-
-  cfg = rglru.Config(dim=D, depth=1, length=T, width=20, blocks=5, conv=3)
-  own = RecurrentGemmaConfig(
-    hidden_size=D, lru_width=20, num_attention_heads=5, conv1d_width=3
-  )
-  theirs = modeling_recurrent_gemma.RecurrentGemmaRecurrentBlock(own, 0)
-  extra = dict(
-    position_ids=torch.arange(T).expand(B, T),
-    attention_mask=None,
-    use_cache=False,
-  )
-
-  def weights(t):
-    def both(y, x):
-      return np.concatenate([t[y], t[x]], 0)
-
-    gates = ("rg_lru.recurrent_gate", "rg_lru.input_gate")
-    return {
-      "in_proj": {
-        "weight": both("linear_y.weight", "linear_x.weight").T,
-        "bias": both("linear_y.bias", "linear_x.bias"),
-      },
-      "conv": {
-        "weight": t["conv_1d.weight"][:, 0].T,
-        "bias": t["conv_1d.bias"],
-      },
-      "gates": np.concatenate([t[f"{g}_weight"] for g in gates], -1),
-      "gates_bias": np.concatenate([t[f"{g}_bias"] for g in gates], -1),
-      "decay": t["rg_lru.recurrent_param"],
-      "out_proj": {
-        "weight": t["linear_out.weight"].T,
-        "bias": t["linear_out.bias"],
-      },
-    }
-
-  return rglru.Mixer, cfg, theirs, extra, weights
-
-
-def as_gated_deltanet():
-  from transformers import Qwen3NextConfig
-  from transformers.models.qwen3_next import modeling_qwen3_next
-
-  H, K, V = 3, 4, 8
-  cfg = gated_deltanet.Config(
-    dim=D, depth=1, length=T, heads=H, head=K, expand=2, conv=3
-  )
-  own = Qwen3NextConfig(
-    hidden_size=D,
-    linear_num_key_heads=H,
-    linear_num_value_heads=H,
-    linear_key_head_dim=K,
-    linear_value_head_dim=V,
-    linear_conv_kernel_dim=3,
-    num_hidden_layers=1,
-    rms_norm_eps=1e-5,
-  )
-
-  def weights(t):
-    def by_part(w, *widths):  # heads of parts -> parts of heads
-      w = w.reshape(H, sum(widths), D)
-      parts = np.split(w, np.cumsum(widths)[:-1], 1)
-      return np.concatenate([p.reshape(-1, D) for p in parts], 0).T
-
-    return {
-      "in_proj": {"weight": by_part(t["in_proj_qkvz.weight"], K, K, V, V)},
-      "gates": {"weight": by_part(t["in_proj_ba.weight"], 1, 1)},
-      "conv": {"weight": t["conv1d.weight"][:, 0].T},
-      "dt_bias": t["dt_bias"],
-      "A_log": t["A_log"],
-      "norm": {"weight": t["norm.weight"]},
-      "out_proj": {"weight": t["out_proj.weight"].T},
-    }
-
-  theirs = modeling_qwen3_next.Qwen3NextGatedDeltaNet(own, layer_idx=0)
-  return gated_deltanet.Mixer, cfg, theirs, {}, weights
-
-
-@pytest.mark.parametrize(
-  "case",
-  [
-    as_attention,
-    as_experts,
-    as_gelu,
-    as_geglu,
-    as_relu2,
-    as_mamba,
-    as_mamba2,
-    as_rglru,
-    as_gated_deltanet,
-  ],
-)
-def test_parity(case):
+@each("CASES")
+def test_values_gradients_and_decoding(kind, name, fields, record_property):
   torch.manual_seed(0)
-  make, cfg, theirs, extra, weights = case()
+  case = module(kind, name).case(**fields)
+  theirs = case.theirs
   with torch.no_grad():
     for p in theirs.parameters():
-      p.normal_(0, 0.5)
-  x = torch.randn(B, T, D, requires_grad=True)
-  ct = torch.randn(B, T, D)
-  y = theirs(x, **extra)
-  y = y[0] if isinstance(y, tuple) else y
+      p.normal_(0, case.scale)
+  dtype = next(theirs.parameters()).dtype
+  shape = (B, case.length, case.cfg.dim)
+  x = torch.randn(shape, dtype=dtype, requires_grad=True)
+  ct = torch.randn(shape, dtype=dtype)
+  y = case.call(theirs, x)
   (y * ct).sum().backward()
 
-  params = dict(theirs.named_parameters())
-  ours = make(cfg, layer=np.int32(0), rngs=nnx.Rngs(0))
-  graph, state, rest = nnx.split(ours, nnx.Param, ...)
-  nnx.replace_by_pure_dict(
-    state, weights({k: p.detach().numpy() for k, p in params.items()})
-  )
+  ours = case.make(case.cfg, layer=np.int32(0), rngs=nnx.Rngs(0))
+  graph, params, rest = nnx.split(ours, nnx.Param, ...)
+  weights = case.weights(arrays(theirs.named_parameters()))
+  nnx.replace_by_pure_dict(params, jax.tree.map(np.float32, weights))
 
   @jax.jit
-  def call(state, x, ct):
-    y, back = jax.vjp(
-      lambda s, x: nnx.merge(graph, s, rest)(x, None, None)[0], state, x
-    )
+  def call(params, x, ct):
+    def forward(params, x):
+      return nnx.merge(graph, params, rest)(x, None, None)[0]
+
+    y, back = jax.vjp(forward, params, x)
     return y, *back(ct)
 
-  own, dstate, dx = call(state, x.detach().numpy(), ct.numpy())
-  close(own, y.detach().numpy(), 1e-4)
-  close(dx, x.grad.numpy(), 1e-4)
-  close(
-    nnx.to_pure_dict(dstate),
-    weights({k: p.grad.numpy() for k, p in params.items()}),
-    1e-4,
-  )
+  given = (np.float32(t.detach().numpy()) for t in (x, ct))
+  own, dparams, dx = call(params, *given)
+  gradients = ((k, p.grad) for k, p in theirs.named_parameters())
+  errors = {
+    "value": distance(own, y.detach().numpy()),
+    "gradient": distance(
+      (dx, nnx.to_pure_dict(dparams)),
+      (x.grad.numpy(), case.weights(arrays(gradients))),
+    ),
+  }
+  if case.decode is not None:
+    with torch.no_grad():
+      step = case.decode(theirs)
+      steps = [step(x[:, t : t + 1]) for t in range(case.length)]
+    errors["decode"] = distance(own, torch.cat(steps, 1).numpy())
+  about = {"case": fields, "shape": shape, "errors": errors}
+  record_property("provenance", [kind, name, "cases", about])
+  assert max(errors.values()) < 1e-4, errors
+
+
+@each("START")
+def test_starts_as_theirs(kind, name, fields, record_property):
+  """Means and second moments of what both initialisations draw."""
+  torch.manual_seed(0)
+  make, cfg, draw = module(kind, name).start(**fields)
+  drawn = [draw() for _ in range(8)]
+  theirs = jax.tree.map(lambda *xs: np.stack(xs), *drawn)
+
+  @jax.vmap
+  def own(key):
+    ours = make(cfg, layer=np.int32(0), rngs=nnx.Rngs(key))
+    return nnx.to_pure_dict(nnx.state(ours, nnx.Param))
+
+  ours = jax.jit(own)(jax.random.split(jax.random.key(0), 8))
+  pairs = jax.tree.map(lambda *pair: pair, ours, theirs)
+  about, wrong = {}, []
+  flat = jax.tree_util.tree_flatten_with_path(
+    pairs, is_leaf=lambda p: isinstance(p, tuple)
+  )[0]
+  for path, pair in flat:
+    leaf = jax.tree_util.keystr(path, simple=True, separator=".")
+    assert pair[0].shape == pair[1].shape, leaf
+    about[leaf] = moments = [[float(np.mean(x**n)) for n in (1, 2)] for x in pair]
+    for n in (1, 2):
+      # a difference of two means, in their standard errors
+      powers = [np.float64(x) ** n for x in pair]
+      error = np.sqrt(sum(p.var() / p.size for p in powers))
+      size = np.sqrt(np.mean(np.float64(pair[1]) ** 2)) ** n
+      gap = abs(powers[0].mean() - powers[1].mean())
+      if gap > 5 * error + 1e-5 * size + 1e-12:
+        wrong.append((leaf, n, moments))
+  record_property("provenance", [kind, name, "start", about])
+  assert not wrong, wrong
+
+
+def test_every_file_has_its_mixer():
+  """A parity file without a mixer is a leftover."""
+  for kind, names in KINDS.items():
+    found = importlib.import_module(f"parity.{kind}").__path__
+    files = {p.stem for f in found for p in __import__("pathlib").Path(f).glob("[a-z]*.py")}
+    assert files == set(names), kind

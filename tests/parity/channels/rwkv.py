@@ -1,0 +1,3 @@
+SOURCE = None
+CASES = []
+START = []
