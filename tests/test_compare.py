@@ -125,9 +125,7 @@ def test_one_arm_may_be_added(finished, folder):
   assert scores(whole).items() <= scores(results).items()
 
 
-def test_rates_and_seeds_may_be_added(
-  finished, folder, tmp_path, monkeypatch
-):
+def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
   old, whole, _ = finished
   shutil.copytree(old, tmp_path / "copy")
   its_plan = plan(folder, seeds=3, lrs=(1e-30, 1e-3, 1e-2))

@@ -109,7 +109,9 @@ def test_starts_as_theirs(kind, name, fields, record_property):
   for path, pair in flat:
     leaf = jax.tree_util.keystr(path, simple=True, separator=".")
     assert pair[0].shape == pair[1].shape, leaf
-    about[leaf] = moments = [[float(np.mean(x**n)) for n in (1, 2)] for x in pair]
+    about[leaf] = moments = [
+      [float(np.mean(x**n)) for n in (1, 2)] for x in pair
+    ]
     for n in (1, 2):
       # a difference of two means, in their standard errors
       powers = [np.float64(x) ** n for x in pair]
@@ -126,5 +128,9 @@ def test_every_file_has_its_mixer():
   """A parity file without a mixer is a leftover."""
   for kind, names in KINDS.items():
     found = importlib.import_module(f"parity.{kind}").__path__
-    files = {p.stem for f in found for p in __import__("pathlib").Path(f).glob("[a-z]*.py")}
+    files = {
+      p.stem
+      for f in found
+      for p in __import__("pathlib").Path(f).glob("[a-z]*.py")
+    }
     assert files == set(names), kind

@@ -36,8 +36,7 @@ def case(length):
   def weights(t):
     gate, up = np.split(t["experts.gate_up_proj"], 2, 1)
     shared = {
-      n: t[f"shared_experts.{n}_proj.weight"].T
-      for n in ("gate", "up", "down")
+      n: t[f"shared_experts.{n}_proj.weight"].T for n in ("gate", "up", "down")
     }
     return {
       "gate": gate.swapaxes(1, 2),
