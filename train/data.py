@@ -343,7 +343,7 @@ class Task:
 
   def batch(self, seed, step, batch: int, length: int) -> dict[str, jax.Array]:
     """Training batch number `step`; seed and step may be traced."""
-    return self._make((0, seed, step), batch, length)
+    return self._make(self.cfg, (0, seed, step), batch, length)
 
   def windows(
     self, split: str, length: int, size: int = 256_000, batch: int = 8
@@ -352,15 +352,16 @@ class Task:
     streams = {"valid": VALID, "test": TEST}
     if split not in streams:
       raise ValueError(f"unknown split {split!r}: {closest(split, streams)}")
+    cfg = self.cfg.scored
     make = jax.jit(
-      lambda index: self._make((streams[split], 0, index), batch, length)
+      lambda index: self._make(cfg, (streams[split], 0, index), batch, length)
     )
     return Batches(-(-size // (batch * length)), 0, make)
 
-  def _make(self, path, batch: int, length: int) -> dict[str, jax.Array]:
+  def _make(self, cfg, path, batch: int, length: int) -> dict[str, jax.Array]:
     if length != self.length:
       raise ValueError(
         f"{self.name} makes sequences of {self.length}, asked for {length=}"
       )
     key = functools.reduce(jax.random.fold_in, path, jax.random.key(0))
-    return self._task.batch(self.cfg, key, batch)
+    return self._task.batch(cfg, key, batch)

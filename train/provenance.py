@@ -101,7 +101,9 @@ def described(module) -> dict:
   return {
     "title": title.rstrip("."),
     "formula": inspect.cleandoc(blocks[0]) if blocks else "",
-    "papers": re.findall(r"https?://[^\s,;)]+", rest),
+    "papers": [
+      url.rstrip(".") for url in re.findall(r"https?://[^\s,;)]+", rest)
+    ],
   }
 
 

@@ -61,6 +61,10 @@ class Config:
     return self.pairs
 
   @property
+  def scored(self) -> "Config":
+    return self
+
+  @property
   def note(self) -> str:
     if not self.random_fill:
       return ""
