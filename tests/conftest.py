@@ -3,8 +3,9 @@ import os
 # before JAX is imported: tests run on the CPU, whatever the machine has
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # what tests wait for is the compiler, which takes a quarter of the time so
-FLAGS = os.environ.get("XLA_FLAGS", "")
-os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = " ".join(
+  [os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false"]
+)
 
 import jax
 
@@ -15,7 +16,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 lm.UNROLL = 0
 jax.devices()  # reads the flags, of which libtpu would refuse a CPU's
-os.environ["XLA_FLAGS"] = FLAGS
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
 
 
 def pytest_addoption(parser):
