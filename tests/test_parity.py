@@ -1,7 +1,7 @@
 """Every mixer and channel mixer against its authors' code: tests/parity/,
 whose files are found by their folder."""
 
-import importlib
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -12,6 +12,8 @@ from models import CHANNELS, MIXERS, distance
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
+if importlib.util.find_spec("fla") is None:
+  pytest.skip("needs fla-core", allow_module_level=True)
 
 KINDS = {"mixers": MIXERS, "channels": CHANNELS}
 B = 2
