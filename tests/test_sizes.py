@@ -37,7 +37,9 @@ def test_a_budget_that_no_width_reaches():
 def test_a_config_that_is_wrong_at_every_width_says_why():
   c = config("attention", "small")
   c.model.mixers.attention.head = 31
-  with pytest.raises(ValueError, match="of head=31.*turns 31, which must be even"):
+  with pytest.raises(
+    ValueError, match="of head=31.*turns 31, which must be even"
+  ):
     sizes.solve(c, 500_000)
 
 

@@ -68,6 +68,45 @@ def test_the_config_comes_back_hashable(tmp_path):
   hash(saved["config"]["model"]["pattern"][:1])
 
 
+KEPT = ("checkpoints/3/seal", "damaged/3.0/seal", "result.json")
+
+
+@pytest.mark.parametrize(
+  "kept", [None, *KEPT, *(f"runs/a/b/{k}" for k in KEPT)]
+)
+def test_a_config_is_replaced_until_something_was_saved(tmp_path, kept):
+  if kept:
+    (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / kept).touch()
+  other = changed("model.dim", 32)
+  with workdir.Workdir(tmp_path) as w:
+    w.record(CONFIG, "abc")
+    if kept:
+      with pytest.raises(ValueError, match="dim: saved 24, given 32"):
+        w.record(other, "abd")
+    else:
+      assert not w.record(other, "abd")
+  given, data = (CONFIG, "abc") if kept else (other, "abd")
+  assert workdir.read(tmp_path) == {"format": 1, "config": given, "data": data}
+
+
+def test_a_comparison_is_no_run_and_a_run_no_comparison(tmp_path):
+  plan = {"params": 500, "tokens": 100, "lrs": [1e-3]}
+  for first, second in ((plan, CONFIG), (CONFIG, plan)):
+    path = tmp_path / f"{len(first)}"
+    (path / "runs/a/b/checkpoints/3").mkdir(parents=True)
+    with workdir.Workdir(path) as w:
+      w.record(first)
+      with pytest.raises(ValueError, match="holds a .*--workdir") as e:
+        w.record(second)
+    assert "\n" not in str(e.value)
+  with pytest.raises(ValueError, match="a comparison, .*runs/ARM/RUN"):
+    workdir.of_run(tmp_path / "3")
+  assert workdir.of_run(tmp_path / "2") == CONFIG
+  with pytest.raises(ValueError, match="no folder"):
+    workdir.of_run(tmp_path / "4")
+
+
 @pytest.mark.parametrize(
   "path, value, line",
   [
@@ -78,6 +117,7 @@ def test_the_config_comes_back_hashable(tmp_path):
   ],
 )
 def test_another_config_is_refused_field_by_field(tmp_path, path, value, line):
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
   with workdir.Workdir(tmp_path) as w:
     w.record(CONFIG)
     before = (tmp_path / "config.json").read_bytes()
@@ -88,6 +128,7 @@ def test_another_config_is_refused_field_by_field(tmp_path, path, value, line):
 
 
 def test_other_data_is_refused(tmp_path):
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
   with workdir.Workdir(tmp_path) as w:
     w.record(CONFIG, "abc")
     for data in ("abd", None):

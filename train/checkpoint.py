@@ -225,7 +225,7 @@ def load_model(path, which="best"):
   """
   if which not in ("best", "last"):
     raise ValueError(f"which={which!r}: best or last")
-  model = lm.abstract(workdir.read(path)["config"]["model"])
+  model = lm.abstract(workdir.of_run(path)["model"])
   whole = []
   for step in ranked(path):
     folder = Path(path) / FOLDER / str(step)

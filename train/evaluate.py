@@ -110,7 +110,7 @@ def whole(
   Returns:
     The score, and the data that it is of.
   """
-  cfg = workdir.read(run)["config"]
+  cfg = workdir.of_run(run)
   named = {**cfg["data"], "name": data or cfg["data"]["name"]}
   text = data_lib.load(named, tokens=tokenizer.of_run(run))
   if text.is_task:
