@@ -36,6 +36,8 @@ ADVICE = {
   errno.EPERM: "make it writable or name another --workdir",
   errno.EEXIST: "name a folder as --workdir",
   errno.ENOTDIR: "name a folder as --workdir",
+  errno.EISDIR: "name a file",
+  errno.ENOENT: "make its folder",
 }
 
 
@@ -71,6 +73,17 @@ def replace(path, text: str):
     except OSError:
       new.unlink(missing_ok=True)
       raise
+
+
+def check_writable(path):
+  """OSError, before any work, where `replace` could not write a file."""
+  path = Path(path)
+  new = path.with_name(f"{path.name}.new")
+  with writing(path):
+    if path.is_dir():
+      raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    new.touch()
+    new.unlink()
 
 
 class Workdir(os.PathLike):
