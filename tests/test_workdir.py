@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import math
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import ml_collections
 import models
 import pytest
 
-from train import workdir
+from train import evaluate, generate, workdir
 
 CONFIG = {
   "model": {"dim": 24, "pattern": ("a", {"mixer": "b"}), "channels": {}},
@@ -105,6 +106,36 @@ def test_a_comparison_is_no_run_and_a_run_no_comparison(tmp_path):
   assert workdir.of_run(tmp_path / "2") == CONFIG
   with pytest.raises(ValueError, match="no folder"):
     workdir.of_run(tmp_path / "4")
+
+
+@pytest.mark.parametrize(
+  ("call", "error"),
+  [
+    (lambda run: evaluate.whole(run, context=-1), "--context=-1 must be at"),
+    (lambda run: evaluate.whole(run, chunk=0), "--chunk=0 must be at least 1"),
+    (lambda run: evaluate.whole(run), "holds a comparison"),
+    (lambda run: next(generate.stream(run, b"")), "holds a comparison"),
+    (
+      lambda run: next(generate.stream(run, b"", temperature=math.nan)),
+      "--temperature=nan must be",
+    ),
+    (lambda run: next(generate.stream(run, b"", top_p=2)), "--top_p=2 must be"),
+  ],
+)
+def test_who_reads_a_run_says_what_is_wrong(tmp_path, call, error):
+  with workdir.Workdir(tmp_path) as w:
+    w.record({"params": 500})
+  with pytest.raises(ValueError, match=error):
+    call(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path):
+  (tmp_path / "old.json").write_text("kept")
+  for path in ("none/a.json", "."):
+    with pytest.raises(OSError, match="cannot write"):
+      workdir.check_writable(tmp_path / path)
+  workdir.check_writable(tmp_path / "old.json")
+  assert [f.read_text() for f in tmp_path.iterdir()] == ["kept"]
 
 
 @pytest.mark.parametrize(

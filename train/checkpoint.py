@@ -237,6 +237,8 @@ def load_model(path, which="best"):
   if not whole:
     raise ValueError(f"{path} holds no whole checkpoint")
   step = whole[0] if which == "best" else max(whole)
+  if len(whole) < len(steps(path)):
+    say(f"{path}: the checkpoint of step {step} is used")
   params, buffers = lm.pure(model)
   target = {"params": params, "buffers": buffers}
   return lm.fill(

@@ -110,6 +110,9 @@ def whole(
   Returns:
     The score, and the data that it is of.
   """
+  for name, value in (("context", context), ("chunk", chunk)):
+    if value is not None and value < 1:
+      raise ValueError(f"--{name}={value} must be at least 1")
   cfg = workdir.of_run(run)
   named = {**cfg["data"], "name": data or cfg["data"]["name"]}
   text = data_lib.load(named, tokens=tokenizer.of_run(run))
