@@ -83,7 +83,7 @@ class Config:
       own = whole in {f.name for f in dataclasses.fields(self)}
       raise ValueError(
         f"{where}: {part}={p} must divide {whole}={w}"
-        f"{'' if own else f', which dim={self.dim} sets'}; the nearest {whole} "
+        f"{'' if own else f' at dim={self.dim}'}; the nearest {whole} "
         f"{near}"
       )
     return w // p

@@ -72,7 +72,7 @@ def test_a_wrong_pattern_is_refused(pattern, depth, error):
     ({"dim": 4}, "head=6 must divide dim=4; the nearest dim is 6"),
     (
       {"dim": 25, "pattern": ("mamba2",), "mixers": {"mamba2": {"head": 6}}},
-      "mamba2: head=6 must divide inner=50, which dim=25 sets; the nearest "
+      "mamba2: head=6 must divide inner=50 at dim=25; the nearest "
       "inner are 48 and 54",
     ),
     (

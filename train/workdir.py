@@ -211,7 +211,7 @@ def of_run(path) -> dict:
   config = read(path)["config"]
   if kind(config) != "run":
     runs = sorted(Path(path).glob("runs/*/*/config.json"))
-    one = runs[-1].parent if runs else f"{path}/runs/ARM/RUN"
+    one = runs[0].parent if runs else f"{path}/runs/ARM/RUN"
     raise ValueError(
       f"{path} holds a comparison, which has no one model: name one of its "
       f"runs, such as --workdir={one}"
