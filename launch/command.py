@@ -81,6 +81,16 @@ def check_config(argv):
     raise ValueError(f"no field --{name}: {closest(name, known)}")
 
 
+def interrupt(*_):
+  """Ctrl-C where no loop catches it to save first: one line, and the end.
+
+  A KeyboardInterrupt would be dropped by XLA's callbacks, and a library that
+  is being imported makes an ImportError of it.
+  """
+  os.write(sys.stderr.fileno(), b"interrupted\n")
+  os._exit(128 + signal.SIGINT)
+
+
 def run(main, cores: bool = False):
   """main under absl; an error that a user can mend is one line and exit 1.
 
@@ -120,8 +130,5 @@ def run(main, cores: bool = False):
         raise
       return 1
 
-  try:
-    app.run(guarded, flags_parser=parse)
-  except KeyboardInterrupt:
-    print("interrupted", file=sys.stderr)
-    sys.exit(128 + signal.SIGINT)
+  signal.signal(signal.SIGINT, interrupt)
+  app.run(guarded, flags_parser=parse)

@@ -37,8 +37,8 @@ def main(argv):
     )
     command.say(f"{place}, valid {numbers}")
   else:
-    kept = "saved" if result.step else "nothing to save yet"
-    command.say(f"{place}, {kept}; go on with: {platform.command()}")
+    kept = "saved; go on" if result.step else "nothing saved yet; start again"
+    command.say(f"{place}, {kept} with: {platform.command()}")
 
 
 if __name__ == "__main__":
