@@ -53,6 +53,7 @@ def test_the_longest_periodic_run_is_stacked():
     (("attention+swigloo",), 3, "did you mean 'swiglu'"),
     (({"mixer": "attention", "windoww": 3},), 3, "has a field 'windoww'"),
     (({"window": 3},), 3, "needs a mixer"),
+    (("mamba2", 3), 3, "an entry of a pattern is a name or .* not 3"),
   ],
 )
 def test_a_wrong_pattern_is_refused(pattern, depth, error):
@@ -67,7 +68,17 @@ def test_a_wrong_pattern_is_refused(pattern, depth, error):
     ({"dim": 0}, "dim=0 must be positive"),
     ({"dtype": "float16"}, "float32 or bfloat16"),
     ({"remat": "all"}, "none or block"),
-    ({"dim": 25}, "head=6 must divide dim=25"),
+    ({"dim": 25}, "attention: head=6 must divide dim=25; .* are 24 and 30"),
+    ({"dim": 4}, "head=6 must divide dim=4; the nearest dim is 6"),
+    (
+      {"dim": 25, "pattern": ("mamba2",), "mixers": {"mamba2": {"head": 6}}},
+      "mamba2: head=6 must divide inner=50 at dim=25; the nearest "
+      "inner are 48 and 54",
+    ),
+    (
+      {"pattern": ("rglru",), "mixers": {"rglru": {"blocks": 0}}},
+      "rglru: blocks=0 must be at least 1",
+    ),
   ],
 )
 def test_a_wrong_field_is_refused(fields, error):

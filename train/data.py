@@ -61,7 +61,7 @@ class Config:
         f"{closest(self.tokenizer, tokenizer.KINDS)}"
       )
     if self.tokenizer == "bpe" and not 256 <= self.vocab <= 65536:
-      raise ValueError(f"{self.vocab=}: a byte-level BPE has 256 to 65536")
+      raise ValueError(f"vocab={self.vocab}: a byte-level BPE has 256 to 65536")
 
 
 def load(
@@ -313,11 +313,20 @@ def _fields(name: str, text: str) -> dict[str, Any]:
     call = ast.parse(f"f({text})", mode="eval").body
     if call.args:
       raise ValueError("a value without a field's name")
-    return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    return {k.arg: _value(k) for k in call.keywords}
   except (ValueError, SyntaxError) as error:
     raise ValueError(
       f"{name!r}: fields of a task are written as task:mqar,vocab=128,pairs=8 "
       f"({error})"
+    ) from None
+
+
+def _value(field: ast.keyword):
+  try:
+    return ast.literal_eval(field.value)
+  except ValueError:
+    raise ValueError(
+      f"{ast.unparse(field)} is neither a number nor a tuple of them"
     ) from None
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from train import workdir
 from train.corpus import Split
 
 KINDS = ("bytes", "bpe")
@@ -114,16 +115,17 @@ def load(path: pathlib.Path) -> Bytes | BPE:
   return Bytes() if kind == "bytes" else BPE(text)
 
 
-def of_run(workdir) -> Bytes | BPE:
+def of_run(run) -> Bytes | BPE:
   """The tokeniser that a run was trained with.
 
   Raises:
     ValueError: the run has none: it is no run, or one on a task.
   """
-  path = pathlib.Path(workdir) / FILE
+  workdir.of_run(run)  # or says what else it is
+  path = pathlib.Path(run) / FILE
   if not path.exists():
     raise ValueError(
-      f"no {path}: {workdir} is no run on text (a task has no tokeniser)"
+      f"no {path}: {run} is no run on text (a task has no tokeniser)"
     )
   return load(path)
 
