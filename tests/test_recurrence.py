@@ -80,7 +80,7 @@ def pair_case(time):
   )
 
 
-def selective_case(time):
+def selective_case(time, negative=False):
   dt = np.exp(normal(1, B, time, D))
   dt[:, 3], dt[:, 9], dt[:, 14:] = 1e4, 0, 1e-6
   return dict(
@@ -117,6 +117,9 @@ def twins(make, fast, reference, *, options=None, **fields):
 
 of_gated = functools.partial(twins, gated_case, gated.chunked, gated.reference)
 of_delta = functools.partial(twins, delta_case, delta.chunked, delta.reference)
+of_selective = functools.partial(
+  twins, selective_case, diagonal.selective, diagonal.reference_selective
+)
 before = dict(read="before")
 CASES = {
   "gated": of_gated(groups=2),
@@ -129,9 +132,8 @@ CASES = {
   "delta, K, a": of_delta(wide=True, a=True),
   "scan": (scan_case, diagonal.scan, diagonal.reference),
   "pair": (pair_case, diagonal.scan_pair, diagonal.reference_pair),
-  "selective": twins(
-    selective_case, diagonal.selective, diagonal.reference_selective
-  ),
+  "selective": of_selective(),
+  "selective, negative": of_selective(options=dict(negative=True)),
   "convolve": twins(
     convolve_case, diagonal.convolve, diagonal.reference_convolve
   ),
