@@ -1,27 +1,46 @@
-"""mamba = MambaMixer."""
+"""mamba = MambaMixer, and FalconMambaMixer with its norms; mamba_ssm's start."""
 
-from transformers import MambaConfig
+import numpy as np
+import torch
+from transformers import DynamicCache, FalconMambaConfig, MambaConfig
+from transformers.models.falcon_mamba.modeling_falcon_mamba import (
+  FalconMambaMixer,
+)
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from arch.mixers import mamba as ours
-from parity import Case
+from parity import Case, starts
 
-SOURCE = "transformers MambaMixer"
-CASES = [dict(length=19)]
-START = []
-B, D = 2, 12
+SOURCE = (
+  "transformers MambaMixer and, with eps, FalconMambaMixer; start: mamba_ssm"
+)
+CASES = [
+  dict(length=19, state=5, rank=3, conv=3, eps=None),
+  dict(length=70, state=4, rank=2, conv=4, eps=1e-6),
+]
+START = [dict(dim=128, depth=6)]
+D = 12
 
 
-def case(length):
-  cfg = ours.Config(dim=D, depth=1, length=length, state=5, rank=3, conv=3)
-  own = MambaConfig(
+def case(length, state, rank, conv, eps):
+  cfg = ours.Config(
+    dim=D, depth=1, length=length, state=state, rank=rank, conv=conv, eps=eps
+  )
+  fields = dict(
     hidden_size=D,
-    state_size=5,
-    time_step_rank=3,
-    conv_kernel=3,
+    state_size=state,
+    time_step_rank=rank,
+    conv_kernel=conv,
     num_hidden_layers=1,
     use_mambapy=False,
   )
+  if eps is None:
+    own = MambaConfig(**fields)
+    theirs = MambaMixer(own, layer_idx=0)
+  else:
+    own = FalconMambaConfig(**fields, mixer_rms_eps=eps)
+    # told to, it would fill its norms before it makes them
+    theirs = FalconMambaMixer(own, 0, initialize_mixer_weights=False)
 
   def weights(t):
     return {
@@ -38,6 +57,29 @@ def case(length):
       "out_proj": {"weight": t["out_proj.weight"].T},
     }
 
-  return Case(
-    ours.Mixer, cfg, MambaMixer(own, layer_idx=0), weights, length=length
-  )
+  def decode(theirs):
+    cache = DynamicCache(config=own)
+    return lambda x: theirs(x, cache_params=cache)
+
+  return Case(ours.Mixer, cfg, theirs, weights, decode=decode, length=length)
+
+
+def start(dim, depth):
+  """mamba_simple.Mamba after mixer_seq_simple's _init_weights."""
+  cfg = ours.Config(dim=dim, depth=depth, length=8)
+  E, N, R = 2 * dim, 16, dim // 16
+
+  def draw():
+    A = np.tile(np.arange(1, N + 1, dtype=np.float32), (E, 1))
+    return {
+      "in_proj": {"weight": starts.linear(dim, 2 * E)},
+      "conv": starts.conv(E, 4, bias=True),
+      "x_proj": {"weight": starts.linear(E, R + 2 * N)},
+      "dt_proj": {"weight": starts.uniform(-(R**-0.5), R**-0.5, R, E).numpy()},
+      "dt_bias": starts.dt_bias(E),
+      "A_log": np.log(A),
+      "D": torch.ones(E).numpy(),
+      "out_proj": {"weight": starts.residual(E, dim, depth)},
+    }
+
+  return ours.Mixer, cfg, draw
