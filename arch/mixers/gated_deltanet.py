@@ -10,10 +10,10 @@
 
 Yang, Kautz and Hatamizadeh 2024, https://arxiv.org/abs/2412.06464, eq. 10 and
 section 3.4; negative eigenvalues: Grazzi et al. 2024,
-https://arxiv.org/abs/2411.12537, section 4; sizes, parameters and their start
-as in fla-org/flash-linear-attention, layers/gated_deltanet.py: H K near 3/4 dim
-and V = 2 K give 6 dim^2 parameters; torch.nn.Linear's start, which NVlabs/
-GatedDeltaNet trained from; no biases. One q and k serve H / G heads.
+https://arxiv.org/abs/2411.12537; sizes, parameters and their start as in
+fla-org/flash-linear-attention, layers/gated_deltanet.py: H K near 3/4 dim and
+V = 2 K give 6 dim^2 parameters; torch.nn.Linear's start, from which
+NVlabs/GatedDeltaNet trains; no biases. One q and k serve H / G heads.
 
 B batch  T time  D width  H heads  G key heads  K key width  V value width
 """
@@ -51,18 +51,20 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    for name in ("head", "expand", "conv"):
+    for name in ("head", "count", "expand", "conv"):
       if getattr(self, name) < 1:
+        given = "heads" if name == "count" else name
         raise ValueError(
-          f"gated_deltanet: {name}={getattr(self, name)} must be at least 1"
+          f"{type(self).__module__}: {given}={getattr(self, name)} must be at "
+          "least 1"
         )
-    if self.heads is not None and self.heads < 1:
-      raise ValueError(f"gated_deltanet: heads={self.heads} must be at least 1")
     self.divide("count", "key_count")
 
   @property
   def count(self):
-    return self.heads or max(1, round(0.75 * self.dim / self.head))
+    if self.heads is not None:
+      return self.heads
+    return max(1, round(0.75 * self.dim / self.head))
 
   @property
   def key_count(self):
@@ -117,14 +119,23 @@ class Mixer(nnx.Module):
     q, k = (unit(t.reshape(B, T, G, K)) for t in (q, k))
     q, k = (jnp.repeat(t, H // G, 2) for t in (q * K**-0.5, k))
     v = v.reshape(B, T, H, V)
-    b, a = jnp.split(self.gates(u).astype(jnp.float32), 2, -1)
-    beta = (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b)
-    a = jax.nn.softplus(a + self.dt_bias[...][None, None])
-    log_alpha = -jnp.exp(self.A_log[...])[None, None] * a  # B T H
+    beta, log_alpha = self.gate(u)
     write = k * beta[..., None]
     erase = k * jnp.exp(log_alpha)[..., None]
     q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
-    o = self.norm(o.astype(jnp.float32)).reshape(B, T, H * V)
-    o *= jax.nn.silu(z.astype(jnp.float32))
-    return self.out_proj(o), {"conv": conv, "S": S}
+    return self.read(o, z), {"conv": conv, "S": S}
+
+  def gate(self, u):
+    """beta and the log of alpha, in float32, the latter B T H."""
+    H = self.cfg.count
+    ba = self.gates(u).astype(jnp.float32)
+    b, a = ba[..., :-H], ba[..., -H:]
+    a = jax.nn.softplus(a + self.dt_bias[...][None, None])
+    log_alpha = -jnp.exp(self.A_log[...])[None, None] * a
+    return (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b), log_alpha
+
+  def read(self, o, z):
+    """What the heads answer, normalised and gated."""
+    o = self.norm(o.astype(jnp.float32)).reshape(z.shape)
+    return self.out_proj(o * jax.nn.silu(z.astype(jnp.float32)))

@@ -34,3 +34,8 @@ def residual(d_in, d_out, depth):
   w = torch.empty(d_out, d_in)
   torch.nn.init.kaiming_uniform_(w, a=math.sqrt(5))
   return (w / math.sqrt(depth)).numpy().T
+
+
+def orthogonal(d_in, d_out, gain=1.0):
+  """torch.nn.init.orthogonal_, d_in x d_out."""
+  return torch.nn.init.orthogonal_(torch.empty(d_in, d_out), gain).numpy()

@@ -1,4 +1,4 @@
-"""mamba = MambaMixer, and FalconMambaMixer with its norms; mamba_ssm's start."""
+"""mamba = MambaMixer, with norms FalconMambaMixer; mamba_ssm's start."""
 
 import numpy as np
 import torch

@@ -63,9 +63,7 @@ def case(length, head, groups, conv):
 def start(dim, depth):
   """mamba2.Mamba2 after mixer_seq_simple's _init_weights."""
   G, N, P = 2, 16, 2
-  cfg = ours.Config(
-    dim=dim, depth=depth, length=8, state=N, head=P, groups=G
-  )
+  cfg = ours.Config(dim=dim, depth=depth, length=8, state=N, head=P, groups=G)
   E, H = 2 * dim, 2 * dim // P
 
   def draw():
