@@ -1,22 +1,28 @@
-"""mamba = MambaMixer; with eigenvalues in [-1, 1] a loop inside its layer."""
+"""mamba = MambaMixer, with norms FalconMambaMixer, with eigenvalues in [-1, 1] a
+loop inside its layer; mamba_ssm's start."""
 
-import math
-
+import numpy as np
 import torch
-from transformers import MambaConfig
+from transformers import DynamicCache, FalconMambaConfig, MambaConfig
+from transformers.models.falcon_mamba.modeling_falcon_mamba import (
+  FalconMambaMixer,
+)
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from arch.mixers import mamba as ours
-from parity import Case
+from parity import Case, starts
 
-SOURCE = "transformers MambaMixer; negative: a float64 loop of arXiv 2411.12537"
+SOURCE = (
+  "transformers MambaMixer and, with eps, FalconMambaMixer; negative: a float64 "
+  "loop of arXiv 2411.12537; start: mamba_ssm"
+)
 CASES = [
-  dict(length=19),
-  dict(length=37, negative=True),
-  dict(length=7, negative=True),
+  dict(length=19, state=5, rank=3, conv=3, eps=None),
+  dict(length=70, state=4, rank=2, conv=4, eps=1e-6),
+  dict(length=37, state=5, rank=3, conv=3, eps=None, negative=True),
 ]
-START = [dict(depth=1), dict(depth=9)]
-B, D = 2, 12
+START = [dict(dim=128, depth=6)]
+D = 12
 
 
 class Negative(MambaMixer):
@@ -37,24 +43,32 @@ class Negative(MambaMixer):
     return self.out_proj(y * torch.nn.functional.silu(z))
 
 
-def case(length, negative=False):
+def case(length, state, rank, conv, eps, negative=False):
   cfg = ours.Config(
     dim=D,
     depth=1,
     length=length,
-    state=5,
-    rank=3,
-    conv=3,
+    state=state,
+    rank=rank,
+    conv=conv,
+    eps=eps,
     negative=negative,
   )
-  own = MambaConfig(
+  fields = dict(
     hidden_size=D,
-    state_size=5,
-    time_step_rank=3,
-    conv_kernel=3,
+    state_size=state,
+    time_step_rank=rank,
+    conv_kernel=conv,
     num_hidden_layers=1,
     use_mambapy=False,
   )
+  if eps is None:
+    own = MambaConfig(**fields)
+    theirs = Negative(own, 0).double() if negative else MambaMixer(own, 0)
+  else:
+    own = FalconMambaConfig(**fields, mixer_rms_eps=eps)
+    # told to, it would fill its norms before it makes them
+    theirs = FalconMambaMixer(own, 0, initialize_mixer_weights=False)
 
   def weights(t):
     return {
@@ -71,36 +85,30 @@ def case(length, negative=False):
       "out_proj": {"weight": t["out_proj.weight"].T},
     }
 
-  made = Negative(own, 0).double() if negative else MambaMixer(own, 0)
-  return Case(ours.Mixer, cfg, made, weights, length=length)
+  def decode(theirs):
+    cache = DynamicCache(config=own)
+    return lambda x: theirs(x, cache_params=cache)
+
+  decode = None if negative else decode
+  return Case(ours.Mixer, cfg, theirs, weights, decode=decode, length=length)
 
 
-def start(depth):
-  """As state-spaces/mamba, modules/mamba_simple.py and mixer_seq_simple.py."""
-  cfg = ours.Config(dim=96, depth=depth, length=8, state=8)
-  E, N, R = cfg.inner, cfg.state, cfg.step_rank
-
-  def linear(*sizes):
-    return torch.nn.Linear(*sizes, bias=False).weight.detach().numpy().T
+def start(dim, depth):
+  """mamba_simple.Mamba after mixer_seq_simple's _init_weights."""
+  cfg = ours.Config(dim=dim, depth=depth, length=8)
+  E, N, R = 2 * dim, 16, dim // 16
 
   def draw():
-    conv = torch.nn.Conv1d(E, E, cfg.conv, groups=E)
-    low, high = math.log(1e-3), math.log(1e-1)
-    dt = torch.exp(torch.rand(E) * (high - low) + low).clamp(min=1e-4)
-    spread = torch.empty(R, E).uniform_(-(R**-0.5), R**-0.5)
-    A = torch.arange(1.0, N + 1).expand(E, N)
+    A = np.tile(np.arange(1, N + 1, dtype=np.float32), (E, 1))
     return {
-      "in_proj": {"weight": linear(cfg.dim, 2 * E)},
-      "conv": {
-        "weight": conv.weight[:, 0].detach().numpy().T,
-        "bias": conv.bias.detach().numpy(),
-      },
-      "x_proj": {"weight": linear(E, R + 2 * N)},
-      "dt_proj": {"weight": spread.numpy()},
-      "dt_bias": (dt + torch.log(-torch.expm1(-dt))).numpy(),
-      "A_log": torch.log(A).numpy(),
+      "in_proj": {"weight": starts.linear(dim, 2 * E)},
+      "conv": starts.conv(E, 4, bias=True),
+      "x_proj": {"weight": starts.linear(E, R + 2 * N)},
+      "dt_proj": {"weight": starts.uniform(-(R**-0.5), R**-0.5, R, E).numpy()},
+      "dt_bias": starts.dt_bias(E),
+      "A_log": np.log(A),
       "D": torch.ones(E).numpy(),
-      "out_proj": {"weight": linear(E, cfg.dim) / depth**0.5},
+      "out_proj": {"weight": starts.residual(E, dim, depth)},
     }
 
   return ours.Mixer, cfg, draw
