@@ -113,6 +113,27 @@ def uniform_fan_in(scale: float = 1.0):
   )
 
 
+def xavier_uniform(gain: float = 1.0):
+  """Uniform in +-gain sqrt(6 / (d_in + d_out)), as torch.nn.init has it."""
+  return nnx.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
+
+
+def columns(*parts):
+  """Maps that are one product start each by itself: pairs (init, d_out)."""
+
+  def init(key, shape, dtype=jnp.float32):
+    keys = jax.random.split(key, len(parts))
+    return jnp.concatenate(
+      [
+        own(key, (*shape[:-1], width), dtype)
+        for key, (own, width) in zip(keys, parts, strict=True)
+      ],
+      -1,
+    )
+
+  return init
+
+
 class Linear(nnx.Module):
   """y = x W (+ b), W: d_in x d_out, in the compute dtype."""
 

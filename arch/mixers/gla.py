@@ -1,0 +1,94 @@
+"""Gated linear attention: a matrix state whose every key forgets by itself.
+
+  q, k, v, z = u W_in,  a = sigmoid((u W_down) W_up + b)^(1 / 16)
+  S_t = diag(a_t) S_{t-1} + k_t v_t^T,  o_t = S_t^T q_t / sqrt(K)
+  out = (norm(o) silu(z)) W_out,  norm over a head
+
+Yang et al. 2023, https://arxiv.org/abs/2312.06635, eq. 3 and section 4.4. Sizes
+and parameters as in the authors' fla-org/flash-linear-attention, layers/gla.py:
+H V = dim, H K = dim / 2, an RMS norm, no bias but b. The start as in their
+berlino/gated_linear_attention, gla.py: Xavier's uniform of gain 2^-2.5 for q, k
+and the gate's maps, torch.nn.Linear's for the rest.
+
+B batch  T time  D width  H heads  K key width  V value width  R rank
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+from arch.recurrence import gated
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    heads: H.
+    rank: R, of the map that makes the decays.
+    normaliser: what the logarithms of the decays are divided by.
+    eps: of the norm.
+  """
+
+  heads: int = 4
+  rank: int = 16
+  normaliser: float = 16.0
+  eps: float = 1e-5
+
+  def __post_init__(self):
+    if self.rank < 1 or self.normaliser <= 0:
+      raise ValueError(
+        f"gla: rank={self.rank} must be at least 1 and "
+        f"normaliser={self.normaliser} positive"
+      )
+    if self.heads < 1 or self.dim % (2 * self.heads):
+      raise ValueError(
+        f"gla: twice heads={self.heads} must divide dim={self.dim}"
+      )
+
+  @property
+  def key(self):
+    return self.dim // (2 * self.heads)
+
+  @property
+  def value(self):
+    return self.dim // self.heads
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    D, R = cfg.dim, cfg.rank
+    HK = D // 2
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    small, uniform = layers.xavier_uniform(2**-2.5), layers.uniform_fan_in()
+    parts = (small, HK), (small, HK), (small, R), (uniform, D), (uniform, D)
+    init = layers.columns(*parts)
+    self.in_proj = layers.Linear(D, 2 * HK + R + 2 * D, init=init, **kw)
+    self.gate = layers.Linear(R, HK, init=small, **kw)
+    bias = jax.random.uniform(rngs.params(), (HK,), minval=-1, maxval=1)
+    self.gate_bias = layers.Gate(bias * R**-0.5)
+    self.norm = layers.RMSNorm(cfg.value, eps=cfg.eps)
+    self.out_proj = layers.Linear(D, D, init=uniform, **kw)
+
+  def init_state(self, batch, length=None):
+    cfg = self.cfg
+    return jnp.zeros((batch, cfg.heads, cfg.key, cfg.value))
+
+  def __call__(self, u, reset, state):
+    cfg = self.cfg
+    B, T, D = u.shape
+    H, K, V = cfg.heads, cfg.key, cfg.value
+    R, HK = cfg.rank, H * K
+
+    cuts = (HK, 2 * HK, 2 * HK + R, 2 * HK + R + D)
+    q, k, low, v, z = jnp.split(self.in_proj(u), cuts, -1)
+    g = self.gate(low).astype(jnp.float32) + self.gate_bias[...][None, None]
+    g = jax.nn.log_sigmoid(g) / cfg.normaliser
+    q, k, g = (t.reshape(B, T, H, K) for t in (q * K**-0.5, k, g))
+    o, S = gated.chunked(q, k, v.reshape(B, T, H, V), g, reset, state)
+    o = self.norm(o.astype(jnp.float32)).reshape(B, T, D)
+    return self.out_proj(o * jax.nn.silu(z.astype(jnp.float32))), S

@@ -1,0 +1,15 @@
+"""Lightning attention with SwiGLU."""
+
+from configs import base_config
+
+
+def get_config(size="small"):
+  c = base_config(size)
+  c.model.pattern = ("lightning",)
+  c.model.mixers.lightning = dict(
+    head={"tiny": 4, "small": 32, "full": 64}[size]
+  )
+  c.model.channels.swiglu = dict(
+    width={"tiny": 29, "small": 344, "full": 2048}[size]
+  )
+  return c.lock()
