@@ -321,17 +321,11 @@ class LM(nnx.Module):
       if cfg.positions
       else None
     )
-    self.streams = self._streams(places)
+    self.streams = self._streams()
 
-  @staticmethod
-  def _streams(places):
-    keys = {
-      key
-      for place in places
-      for name in place.mixers
-      for key in find("mixers", name).Config.stream
-    }
-    return tuple(sorted(keys))
+  def _streams(self):
+    configs = (getattr(m, "cfg", None) for _, m in nnx.iter_graph(self))
+    return tuple(sorted({k for c in configs for k in getattr(c, "stream", ())}))
 
   @property
   def shared(self):
