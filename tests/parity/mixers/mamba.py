@@ -1,5 +1,5 @@
-"""mamba = MambaMixer, with norms FalconMambaMixer, with eigenvalues in [-1, 1] a
-loop inside its layer; mamba_ssm's start."""
+"""mamba = MambaMixer, with norms FalconMambaMixer; with eigenvalues in [-1, 1]
+a loop inside its layer; mamba_ssm's start."""
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from arch.mixers import mamba as ours
 from parity import Case, starts
 
 SOURCE = (
-  "transformers MambaMixer and, with eps, FalconMambaMixer; negative: a float64 "
-  "loop of arXiv 2411.12537; start: mamba_ssm"
+  "transformers MambaMixer and, with eps, FalconMambaMixer; negative: a float64"
+  " loop of arXiv 2411.12537; start: mamba_ssm"
 )
 CASES = [
   dict(length=19, state=5, rank=3, conv=3, eps=None),
