@@ -235,9 +235,15 @@ def test_a_replicate_on_its_device_is_the_run_alone(name):
   close(own, alone["params"], 1e-4)
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("channel", [*CHANNELS, "none"])
-@pytest.mark.parametrize("mixer", MIXERS)
+# every pair of axes, the vocabularies by turns
+COMBINED = [
+  (mixer, channel, VOCABS[(i + j) % len(VOCABS)])
+  for i, mixer in enumerate(MIXERS)
+  for j, channel in enumerate([*CHANNELS, "none"])
+]
+
+
+@pytest.mark.parametrize(("mixer", "channel", "vocab"), COMBINED)
 def test_every_mixer_with_every_channel_and_vocabulary(mixer, channel, vocab):
   c = config(mixer)
   c.model.channel, c.model.vocab.name = channel, vocab
