@@ -190,6 +190,13 @@ class RMSNorm(nnx.Module):
     return (normalise(x, self.eps) * along(weight, x)).astype(x.dtype)
 
 
+def standardise(x, eps: float):
+  """(x - mean x) / sqrt(var x + eps) over the last axis, in float32."""
+  flat = x.astype(jnp.float32).reshape(-1, x.shape[-1])  # see normalise
+  centred = flat - jnp.mean(flat, -1, keepdims=True)
+  return normalise(centred, eps).reshape(x.shape)
+
+
 class LayerNorm(nnx.Module):
   """w (x - mean x) / sqrt(var x + eps) + b, in float32, answered in x's dtype.
 
@@ -201,10 +208,30 @@ class LayerNorm(nnx.Module):
     self.weight, self.bias = Vector(jnp.ones(dim)), Vector(jnp.zeros(dim))
 
   def __call__(self, x):
-    flat = x.astype(jnp.float32).reshape(-1, x.shape[-1])  # see normalise
-    centred = (flat - jnp.mean(flat, -1, keepdims=True)).reshape(x.shape)
-    y = normalise(centred, self.eps) * along(self.weight[...], x)
+    y = standardise(x, self.eps) * along(self.weight[...], x)
     return (y + along(self.bias[...], x)).astype(x.dtype)
+
+
+class HeadNorm(nnx.Module):
+  """LayerNorm of each head by itself, ... H V -> ... H V, in float32.
+
+  Wu and He 2018, https://arxiv.org/abs/1803.08494: group normalisation, with
+  statistics of one token.
+  """
+
+  def __init__(self, heads, dim, *, eps=1e-5, bias=True):
+    self.eps = eps
+    self.weight = Vector(jnp.ones((heads, dim)))
+    self.bias = Vector(jnp.zeros((heads, dim))) if bias else None
+
+  def __call__(self, x):
+    wide = (1,) * (x.ndim - 2)
+    y = standardise(x, self.eps) * self.weight[...].reshape(
+      *wide, *x.shape[-2:]
+    )
+    if self.bias is not None:
+      y += self.bias[...].reshape(*wide, *x.shape[-2:])
+    return y.astype(x.dtype)
 
 
 NORMS = {

@@ -23,4 +23,5 @@ def get_config(size="small"):
       experts=64, top=6, width=1408, shared=2816, score="softmax"
     )
     c.model.vocab = dict(name="full", size=102_400, tied=False)
+    c.published = 15_706_484_224
   return c.lock()

@@ -15,7 +15,7 @@ from models import close
 
 from arch.attend import attend, rotary
 from arch.count import called, flops
-from arch.mixers import attention
+from arch.mixers import attention, mla
 
 
 def reference(q, key, value, first, window=None, level=None, scale=None):
@@ -327,8 +327,24 @@ def test_decoding_writes_in_place():
     (dict(kv_heads=3), "kv_heads=3 must divide query_heads=4"),
     (dict(window=-1), "window=-1 is negative"),
     (dict(base=1.0), "base=1.0 must exceed 1"),
+    (dict(std=0.0), "std=0.0 must be positive"),
+    (dict(norm="rsm"), "unknown norm='rsm': did you mean 'rms'"),
   ],
 )
 def test_bad_fields(fields, message):
   with pytest.raises(ValueError, match=message):
     mixer(**fields)
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    (dict(rotary=3), "rotary=3 must be even"),
+    (dict(rank=0), "rank=0 must be at least 1"),
+    (dict(head=10), "head=10 must divide dim=24"),
+    (dict(base=1.0), "base=1.0 must exceed 1"),
+  ],
+)
+def test_bad_fields_of_latent_attention(fields, message):
+  with pytest.raises(ValueError, match=message):
+    mla.Config(**dict(dim=24, depth=2, length=11, head=6) | fields)
