@@ -2,8 +2,7 @@
 with many small experts.
 
 `full` is Qwen3-Next-80B-A3B; read in transformers, models/qwen3_next. Not as
-there: the expert that all tokens share has no gate of its own, and a query and
-key of Gated DeltaNet serve one head of twice the width, not two.
+there: the expert that all tokens share has no gate of its own.
 """
 
 from configs import base_config
@@ -21,7 +20,9 @@ def get_config(size="small"):
   c.model.channel = "experts"
   c.model.mixers.gated_deltanet = dict(
     head={"tiny": 6, "small": 32, "full": 128}[size],
-    heads={"tiny": None, "small": None, "full": 16}[size],
+    heads={"tiny": 4, "small": 4, "full": 32}[size],
+    key_heads={"tiny": 2, "small": 2, "full": 16}[size],
+    expand=1,
   )
   c.model.mixers.attention = dict(
     head={"tiny": 8, "small": 32, "full": 256}[size],
