@@ -9,7 +9,7 @@ from arch.mixers import s5 as ours
 from parity import Case
 
 SOURCE = "a float64 loop of arXiv 2208.04933, section 3"
-CASES = [dict(length=70, state=8, blocks=2), dict(length=19, state=6, blocks=1)]
+CASES = [dict(length=37, state=8, blocks=2), dict(length=19, state=6, blocks=1)]
 START = [dict(state=64, blocks=4), dict(state=32, blocks=1)]
 D = 6
 
