@@ -108,10 +108,9 @@ def chunked(q, k, v, rate, momentum, keep, W, reset=None, state=None, size=16):
     q, k, v, rate, momentum, keep, new, first, real = x
     if reset is None:
       first = jnp.zeros_like(first)  # W is in the state
+    # of the mini-batch from before; of a document that starts here
     old = (jnp.cumsum(new, 1) == 0)[..., None]
-    own = (jnp.cumsum(first, 1) > 0)[
-      ..., None
-    ]  # of a document that starts here
+    own = (jnp.cumsum(first, 1) > 0)[..., None]
     # M_i = whole_i M_0 + fresh_i W + push_i S_0 + the sum over j of
     # sums_ij given_j^T step_j, and S_i = slow_i S_0 + that of slows_ij
     keeps, whole, _ = chunks.decays(jnp.where(first, -jnp.inf, keep))
