@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch.recurrence import chunks, delta, diagonal, gated, log_linear
+from arch.recurrence import (
+  chunks,
+  delta,
+  diagonal,
+  gated,
+  log_linear,
+  mesa,
+  titans,
+  ttt,
+)
 
 B, K, V = 2, 6, 5
 D, N = 4, 3
@@ -78,9 +87,68 @@ def counted(f):
   @functools.wraps(f)
   def call(state, **x):
     if state is not None:
-      state = state[0], state[1].astype(jnp.int32)
-    out, (state, count) = f(state=state, **x)
-    return out, (state, count.astype(jnp.float32))
+      state = *state[:-1], state[-1].astype(jnp.int32)
+    out, (*state, count) = f(state=state, **x)
+    return out, (*state, count.astype(jnp.float32))
+
+  return call
+
+
+def mesa_case(time):
+  A = normal(3, B, 3, K, K)
+  return dict(
+    q=normal(0, B, time, 3, K),
+    k=normal(1, B, time, 3, K),
+    v=normal(2, B, time, 3, V),
+    g=log_decay(time, 3),
+    beta=sigmoid(normal(4, B, time, 3)),
+    ridge=np.exp(normal(5, 3, K)),
+    state=(A @ A.swapaxes(-1, -2), normal(6, B, 3, K, V)),
+  )
+
+
+def ttt_case(time, count=(5, 11)):
+  return dict(
+    q=normal(0, B, time, 3, K),
+    k=normal(1, B, time, 3, K),
+    v=normal(2, B, time, 3, V),
+    rate=sigmoid(normal(4, B, time, 3)) / 4,
+    share=sigmoid(normal(5, CHUNK)),
+    W=normal(6, 3, K, V),
+    scale=np.exp(normal(7, 3, V)),
+    bias=normal(8, 3, V),
+    state=(
+      normal(3, B, 3, K, V),
+      normal(9, B, 3, K, V),
+      np.array(count, np.float32),
+    ),
+  )
+
+
+def titans_case(time):
+  J = 4
+  first, second = normal(6, 3, K, J), normal(7, 3, J, V)
+  memory = [
+    tuple(normal(s, B, *w.shape) for w in (first, second)) for s in (8, 9, 10)
+  ]
+  return dict(
+    q=normal(0, B, time, 3, K),
+    k=normal(1, B, time, 3, K),
+    v=normal(2, B, time, 3, V),
+    rate=sigmoid(normal(3, B, time, 3)) / 8,
+    momentum=np.log(sigmoid(normal(4, B, time, 3))),
+    keep=np.log(sigmoid(normal(5, B, time, 3) + 2)),
+    first=first,
+    second=second,
+    state=(*memory, np.array([5, 11], np.float32)),
+  )
+
+
+def two_layers(f):
+  """Its W, a tuple, as two arguments."""
+
+  def call(first, second, **x):
+    return f(W=(first, second), **x)
 
   return call
 
@@ -162,6 +230,15 @@ CASES = {
   "log-linear": of_log_linear(),
   "log-linear, b": of_log_linear(erase=True),
   "log-linear, few levels": of_log_linear(levels=3, erase=True),
+  "mesa": twins(mesa_case, mesa.chunked, mesa.reference),
+  "ttt": (ttt_case, counted(ttt.chunked), counted(ttt.reference)),
+  "titans": (
+    titans_case,
+    *(
+      two_layers(counted(functools.partial(f, size=CHUNK)))
+      for f in (titans.chunked, titans.reference)
+    ),
+  ),
   "scan": (scan_case, diagonal.scan, diagonal.reference),
   "pair": (pair_case, diagonal.scan_pair, diagonal.reference_pair),
   "selective": of_selective(),
@@ -172,7 +249,8 @@ CASES = {
 }
 each = pytest.mark.parametrize("name", CASES)
 ONE_OF_EACH = ["gated", "gated, K", "delta", "delta, K, a", "scan"]
-ONE_OF_EACH += ["selective", "convolve", "log-linear, b"]
+ONE_OF_EACH += ["selective", "convolve", "log-linear, b", "mesa", "ttt"]
+ONE_OF_EACH += ["titans"]
 
 
 def resets():
