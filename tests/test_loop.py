@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from models import config
 
-from train import data as data_lib
 from train import checkpoint, loop, metrics
+from train import data as data_lib
 from train.step import Step
 
 pytestmark = pytest.mark.xdist_group("loop")
