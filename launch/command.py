@@ -116,18 +116,12 @@ def run(main, cores: bool = False):
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       return 128 + signal.SIGPIPE
     except (ValueError, OSError, RuntimeError) as error:
-      if TRACEBACK.value:
+      full = "RESOURCE_EXHAUSTED" in str(error)  # XLA's
+      if TRACEBACK.value or (isinstance(error, RuntimeError) and not full):
         raise
-      if not isinstance(error, RuntimeError):
-        print(f"error: {error}", file=sys.stderr)
-      elif "RESOURCE_EXHAUSTED" in str(error):  # XLA's
-        print(
-          f"error: out of memory, name a smaller model, batch or length: "
-          f"{str(error).splitlines()[0]}",
-          file=sys.stderr,
-        )
-      else:
-        raise
+      advice = "out of memory, name a smaller model, batch or length: "
+      why = advice + str(error).splitlines()[0] if full else error
+      print(f"error: {why}", file=sys.stderr)
       return 1
 
   signal.signal(signal.SIGINT, interrupt)

@@ -86,9 +86,9 @@ def main(argv):
     from train import compare
 
     workdir = WORKDIR.value or "runs/compare"
-    whole = PARAMS.value.lower() == "none"
+    own_sizes = PARAMS.value.lower() == "none"
     plan = compare.Plan(
-      params=None if whole else number(PARAMS),
+      params=None if own_sizes else number(PARAMS),
       tokens=number(TOKENS),
       length=LENGTH.value,
       batch=BATCH.value,

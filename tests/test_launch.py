@@ -225,7 +225,7 @@ def test_an_end_is_one_line(body, code, said, tmp_path):
     stdout=write,
     stderr=subprocess.PIPE,
     text=True,
-    timeout=60,
+    timeout=240,
   )
   os.close(write)
   start, *lines = done.stderr.splitlines(keepends=True)

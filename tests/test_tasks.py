@@ -166,6 +166,7 @@ def test_mqar_pilot():
     ({"pairs": 2.5}, ["pairs=2.5 is neither a whole number"]),
     ({"pairs": ((64, 4),)}, ["pairs=((64, 4),)", "(length, pairs, share)"]),
     ({"pairs": (("a", 4, 1),)}, ["(length, pairs, share)"]),
+    ({"pairs": ((64, 4.0, 1),)}, ["(length, pairs, share)"]),
     ({"pairs": ()}, ["pairs=()"]),
     ({"vocab": 2.5}, ["vocab=2.5 is no whole number"]),
     ({"vocab": "'a'"}, ["vocab='a' is no whole number"]),

@@ -119,7 +119,8 @@ class Comparison:
         self.data[kind] = data_lib.load(cfg.data.to_dict(), progress=say)
       self.configs[name] = (cfg, self.data[kind])
     if plan.length is None:
-      length = self.data[kind].length if self.data[kind].is_task else LENGTH
+      data = next(iter(self.data.values()))
+      length = data.length if data.is_task else LENGTH
       plan = dataclasses.replace(plan, length=length)
     self.plan = plan
 

@@ -4,6 +4,7 @@ Both are exact: decode(encode(text)) == text, so that bits per byte can count
 the bytes of the raw text. The BPE needs UTF-8; bytes need nothing.
 """
 
+import concurrent.futures
 import functools
 import hashlib
 import itertools
@@ -72,7 +73,9 @@ class BPE:
       initial_alphabet=sorted(_letters()),
     )
     texts = (piece for d in documents for piece in _cut(_text(d)))
-    bpe.train_from_iterator(texts, trainer)
+    # in a thread: a signal is not heard in a call of minutes
+    with concurrent.futures.ThreadPoolExecutor(1) as one:
+      one.submit(bpe.train_from_iterator, texts, trainer).result()
     return cls(bpe.to_str())
 
   @property

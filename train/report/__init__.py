@@ -54,7 +54,9 @@ def gather(workdirs, folder) -> list[dict]:
   why = "none is given"
   if folder is not None:
     reported = Path(folder).resolve() in (Path(w).resolve() for w in workdirs)
-    why = f"{folder} holds a comparison" if reported or _own(folder) else ""
+    why = (
+      f"{folder} holds a run or comparison" if reported or _own(folder) else ""
+    )
   if why:
     raise ValueError(f"--report needs a --workdir of its own: {why}")
   return merge(named)

@@ -77,10 +77,15 @@ def mixed(pairs) -> tuple:
   """A mixture, as tuples; ValueError where it is none."""
   try:
     parts = tuple(tuple(part) for part in pairs)
-    [length % 2 + number % 2 + share % 2 for length, number, share in parts]
+    fit = bool(parts) and all(
+      isinstance(length, int)
+      and isinstance(number, int)
+      and isinstance(share, int | float)
+      for length, number, share in parts
+    )
   except (TypeError, ValueError):
-    parts = ()
-  if not parts:
+    fit = False
+  if not fit:
     raise ValueError(
       f"{pairs=} is neither a whole number nor (length, pairs, share), ..."
     )
