@@ -1,6 +1,7 @@
 """What each token mixer is, costs, and was checked against.
 
-python -m launch.architectures [--out=FILE.html] [--measure [--archs=a,b]]
+python -m launch.architectures [--out=FILE.html] [--check]
+  [--measure [--archs=a,b]]
 """
 
 from absl import flags
@@ -10,6 +11,9 @@ from launch import command
 OUT = flags.DEFINE_string("out", None, "Also write a page here.")
 MEASURE = flags.DEFINE_bool(
   "measure", False, "First time the mixers and keep that in the record."
+)
+CHECK = flags.DEFINE_bool(
+  "check", False, "Fail where a mixer is unverified or its record stale."
 )
 ARCHS = flags.DEFINE_list("archs", None, "Mixers to time; all by default.")
 
@@ -36,6 +40,11 @@ def main(argv):
   if OUT.value:
     workdir.replace(OUT.value, architectures.page(table))
     print(f"\nwrote {OUT.value}")
+  wrong = [row["name"] for row in table if row["wrong"]]
+  if CHECK.value and wrong:
+    raise ValueError(
+      f"{', '.join(wrong)}: unverified or stale; run pytest --provenance"
+    )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,11 @@ def module(kind, name):
   return importlib.import_module(f"parity.{kind}.{name}")
 
 
+def files(kind):
+  folder = Path(__file__).parent / "parity" / kind
+  return sorted(path.stem for path in folder.glob("[a-z]*.py"))
+
+
 def each(field):
   """kind, name and fields of every entry of this list of the parity files."""
   return pytest.mark.parametrize(
@@ -32,8 +37,8 @@ def each(field):
       pytest.param(
         kind, name, fields, id="-".join([name, *map(str, fields.values())])
       )
-      for kind, names in KINDS.items()
-      for name in names
+      for kind in KINDS
+      for name in files(kind)
       for fields in getattr(module(kind, name), field)
     ],
   )
@@ -137,5 +142,4 @@ def test_starts_as_theirs(kind, name, fields, record_property):
 
 def test_every_file_belongs_to_a_mixer():
   for kind, names in KINDS.items():
-    folder = Path(__file__).parent / "parity" / kind
-    assert {p.stem for p in folder.glob("[a-z]*.py")} == set(names)
+    assert set(files(kind)) <= set(names)
