@@ -18,6 +18,7 @@ import hashlib
 import importlib.util
 import inspect
 import json
+import pkgutil
 import re
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +26,8 @@ from pathlib import Path
 import arch
 import configs
 from arch import lm
+from arch import recurrence as recurrences
 from arch.count import decoding
-from arch.recurrence import delta, diagonal, gated
 from train import workdir
 
 ROOT = Path(__file__).parent.parent
@@ -37,7 +38,7 @@ CHECKS = ("cases", "start", "tpu")  # what a mixer must have
 
 PACKAGES = ("jax", "flax", "torch", "transformers", "fla-core", "libtpu")
 
-RECURRENCES = {diagonal: "diagonal", gated: "gated", delta: "delta"}
+RECURRENCES = [m.name for m in pkgutil.iter_modules(recurrences.__path__)]
 
 
 def digest(kind: str, name: str) -> str:
@@ -108,16 +109,21 @@ def described(module) -> dict:
 
 
 def recurrence(module) -> str:
-  """Which of the three a mixer is over, by what it imports, or attention."""
-  used = [
-    name for part, name in RECURRENCES.items() if part in vars(module).values()
-  ]
-  if any(
-    getattr(part, "__module__", "") == "arch.attend"
-    for part in vars(module).values()
-  ):
-    used.append("attention")
-  return ", ".join(used) or "its own"
+  """Which recurrence a mixer is over, by what it calls: its own, that of the
+  mixer whose code it shares, attention, or none."""
+  calls = re.findall(
+    r"\b(\w+)\.(?:scan|scan_pair|selective|convolve|chunked)\(",
+    inspect.getsource(module),
+  )
+  used = [name for name in dict.fromkeys(calls) if name in RECURRENCES]
+  if used:
+    return ", ".join(used)
+  if hasattr(module, "attend"):
+    return "attention"
+  for base in module.Mixer.__mro__[1:]:
+    if base.__module__.startswith("arch.mixers."):
+      return recurrence(importlib.import_module(base.__module__))
+  return "none"
 
 
 def rows(record: dict | None = None) -> list[dict]:
