@@ -55,7 +55,7 @@ def case(length, heads, head, conv):
 
 def start(dim):
   """layers/kda.py by itself."""
-  H, K = 48, 4
+  H, K = 256, 2
   cfg = ours.Config(dim=dim, depth=6, length=8, heads=H, head=K)
 
   def draw():
