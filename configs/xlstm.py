@@ -1,8 +1,8 @@
 """xLSTM[7:1]: seven blocks of mLSTM to one of sLSTM.
 
-Beck et al. 2024, https://arxiv.org/abs/2405.04517, section 4. Not as there: the
-mLSTM is that of xLSTM 7B, with an MLP after it, where theirs is a block of twice
-the width without one; all norms are RMS.
+Beck et al. 2024, https://arxiv.org/abs/2405.04517, section 4. Not as there:
+the mLSTM is that of xLSTM 7B, with an MLP after it, where theirs is a block of
+twice the width without one; all norms are RMS.
 """
 
 from configs import base_config
