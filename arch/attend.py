@@ -1,7 +1,11 @@
 """Causal softmax attention in tiles, and rotary positions.
 
-  o_t = sum_s p_ts v_s,  p_ts = softmax_s(q_t . k_s / sqrt(K)),
+  o_t = sum_s p_ts v_s,  p_ts = softmax_s(q_t . k_s / sqrt(K) + c_t - c_s),
   over the keys s with first_t <= s <= P + t
+
+c, the level, is 0 unless it is given: a sum of log forget gates (Lin et al.
+2025, https://arxiv.org/abs/2503.02130, sec. 3), or a slope times the position
+(Press et al. 2021, https://arxiv.org/abs/2108.12409, sec. 3).
 
 Of S = P + T keys the last T belong to the T queries, so that query t is at key
 P + t. A tile is n keys by m queries, and one scan visits the tiles that hold a
@@ -35,7 +39,7 @@ HIDDEN = -1e30  # a score whose exponential is 0, and no NaN against itself
 dot = functools.partial(product, "...ij,...jk->...ik")
 
 
-def attend(q, key, value, first=None, window=None):
+def attend(q, key, value, first=None, window=None, *, level=None, scale=None):
   """Answers B T H V in the queries' dtype.
 
   Args:
@@ -44,6 +48,8 @@ def attend(q, key, value, first=None, window=None):
     value: B S G V.
     first: B T int32, the earliest key that a query may see, or None for 0.
     window: a query sees itself and the window - 1 keys before; None for all.
+    level: c above in float32, B S G R, or None for 0.
+    scale: of the scores, None for 1 / sqrt(K).
   """
   T, S = q.shape[1], key.shape[1]
   m, n = (block(length, min(length, window or length)) for length in (T, S))
@@ -53,12 +59,35 @@ def attend(q, key, value, first=None, window=None):
   first = jnp.zeros((1, T), jnp.int32) if first is None else first
   if window is not None:
     first = jnp.maximum(first, (jnp.arange(T) + S - T - window + 1)[None])
-  q = pad(q * q.shape[-1] ** -0.5, 0, end)
+  q = pad(q * (scale or q.shape[-1] ** -0.5), 0, end)
   key, value = pad(key, front, end), pad(value, front, end)
+  level = None if level is None else pad(level, front, end)
   # edge: what is computed for the padding stays finite, and is cut off
   first = jnp.pad(front + first, ((0, 0), (0, end)), mode="edge")
   tiling = Tiling(m, n, past, window)
-  return tiled(tiling, q, key, value, first)[:, :T]
+  return tiled(tiling, q, key, value, level, first)[:, :T]
+
+
+def read(q, key, value, visible, *, level=None, scale=None):
+  """One query over keys in any order; answers B 1 H V in value's dtype.
+
+  Args:
+    q: B 1 H K.
+    key: B G L K.
+    value: B G L V.
+    visible: B L bool, the keys that it sees.
+    level: c_s - c_t in float32, B G L R, or None for 0.
+    scale: of the scores, None for 1 / sqrt(K).
+  """
+  B, _, H, K = q.shape
+  G = key.shape[1]
+  q = q.reshape(B, G, H // G, K) * (scale or K**-0.5)
+  s = dot(key, q.swapaxes(2, 3))  # B G L R
+  if level is not None:
+    s -= level
+  s = jnp.where(visible[:, None, :, None], s, HIDDEN)
+  p = jax.nn.softmax(s, 2).astype(value.dtype).swapaxes(2, 3)
+  return dot(p, value).astype(value.dtype).reshape(B, 1, H, -1)
 
 
 def block(length, span):
@@ -87,13 +116,18 @@ class Tiling(NamedTuple):
       tiles += [(i, j) for j in range(low // self.n, high // self.n + 1)]
     return tuple(np.array(tiles, np.int32).T)
 
-  def scores(self, k, q, first, i, j):
+  def scores(self, ks, qs, firsts, cs, i, j):
     """n keys by R m queries in float32."""
+    first = get(firsts, i)
     wide = (1,) * (first.ndim - 2)
     at = j * self.n + jnp.arange(self.n).reshape(*wide, -1, 1)
     last = self.past + i * self.m + jnp.arange(self.m)
-    last = jnp.tile(last, q.shape[-1] // self.m).reshape(*wide, 1, -1)
-    return jnp.where((first <= at) & (at <= last), dot(k, q), HIDDEN)
+    last = jnp.tile(last, first.shape[-1] // self.m).reshape(*wide, 1, -1)
+    s = dot(get(ks, j), get(qs, i))
+    if cs is not None:
+      own, low = cs
+      s += get(own, i) - jnp.repeat(get(low, j), self.m, -1)
+    return jnp.where((first <= at) & (at <= last), s, HIDDEN)
 
 
 def split(x, size, G, order):
@@ -130,6 +164,15 @@ def limits(first, B, m, G, R):
   return first.reshape(first.shape[0], *axis(B * G), 1, -1)
 
 
+def levels(tiling, level):
+  """B S G R -> of queries N M 1 R m, and of keys N M n R; None of None."""
+  if level is None:
+    return None
+  B, _, G, R = level.shape
+  own = level[:, tiling.past :].reshape(B, -1, G * R, 1)
+  return columns(own, tiling.m, G), rows(level, tiling.n, G)
+
+
 def get(x, i):
   return jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
 
@@ -139,20 +182,21 @@ def put(x, new, i):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def tiled(tiling, q, key, value, first):
-  return forward(tiling, q, key, value, first)[0]
+def tiled(tiling, q, key, value, level, first):
+  return forward(tiling, q, key, value, level, first)[0]
 
 
-def forward(tiling, q, key, value, first):
+def forward(tiling, q, key, value, level, first):
   m, n, G = tiling.m, tiling.n, key.shape[2]
   qs = columns(q, m, G)
   ks, vs = rows(key, n, G), columns(value, n, G)
   firsts = limits(first, q.shape[0], m, G, q.shape[2] // G)
+  cs = levels(tiling, level)
 
   def tile(carry, place):
     i, j = place
     out, top, total = (get(x, i) for x in carry)
-    s = tiling.scores(get(ks, j), get(qs, i), get(firsts, i), i, j)
+    s = tiling.scores(ks, qs, firsts, cs, i, j)
     new = jnp.maximum(top, s.max(-2, keepdims=True))
     p, keep = jnp.exp(s - new), jnp.exp(top - new)
     out = keep * out + dot(get(vs, j), p.astype(value.dtype))
@@ -165,11 +209,11 @@ def forward(tiling, q, key, value, first):
   carry = jnp.zeros(shape), jnp.full(one, HIDDEN), jnp.zeros(one)
   (out, top, total), _ = jax.lax.scan(tile, carry, tiling.visible(q.shape[1]))
   out = join(out / total, m, G, "krm").astype(q.dtype)
-  return out, (q, key, value, first, out, top + jnp.log(total))
+  return out, (q, key, value, level, first, out, top + jnp.log(total))
 
 
 def backward(tiling, kept, d_out):
-  q, key, value, first, out, norm = kept
+  q, key, value, level, first, out, norm = kept
   m, n, G = tiling.m, tiling.n, key.shape[2]
   qs, q_rows = columns(q, m, G), rows(q, m, G)
   ks, k_columns = rows(key, n, G), columns(key, n, G)
@@ -179,25 +223,31 @@ def backward(tiling, kept, d_out):
   inner = d_out.astype(jnp.float32) * out.astype(jnp.float32)
   inner = inner.reshape(-1, out.shape[-1]).sum(-1).reshape(*out.shape[:-1], 1)
   inner = columns(inner, m, G)  # N M 1 Rm
+  cs = levels(tiling, level)
 
   def tile(carry, place):
     i, j = place
-    dq, dk, dv = carry
-    s = tiling.scores(get(ks, j), get(qs, i), get(firsts, i), i, j)
+    dq, dk, dv, dc = carry
+    s = tiling.scores(ks, qs, firsts, cs, i, j)
     p = jnp.exp(s - get(norm, i))
     d_s = p * (dot(get(vs, j), get(ds, i)) - get(inner, i))
+    if level is not None:  # nothing from the queries': their d_s sum to 0
+      low = -d_s.reshape(*d_s.shape[:-1], -1, m).sum(-1)
+      dc = put(dc, get(dc, j) + low, j)
     p, d_s = p.astype(q.dtype), d_s.astype(q.dtype)
     dq = put(dq, get(dq, i) + dot(get(k_columns, j), d_s), i)
     dk = put(dk, get(dk, j) + dot(d_s, get(q_rows, i)), j)
     dv = put(dv, get(dv, j) + dot(p, get(d_rows, i)), j)
-    return (dq, dk, dv), None
+    return (dq, dk, dv, dc), None
 
-  carry = (jnp.zeros(x.shape) for x in (qs, ks, vs))
-  (dq, dk, dv), _ = jax.lax.scan(tile, tuple(carry), tiling.visible(q.shape[1]))
+  like = qs, ks, vs, None if level is None else cs[1]
+  carry = jax.tree.map(lambda x: jnp.zeros(x.shape), like)
+  (dq, dk, dv, dc), _ = jax.lax.scan(tile, carry, tiling.visible(q.shape[1]))
   return (
     join(dq, m, G, "krm").astype(q.dtype),
     join(dk, n, G, "rmk").astype(key.dtype),
     join(dv, n, G, "rmk").astype(value.dtype),
+    None if level is None else join(dc, n, G, "rmk"),
     None,
   )
 

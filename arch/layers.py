@@ -42,8 +42,10 @@ def closest(given: str, known: Iterable[str]) -> str:
   """The tail of an error about an unknown name: what was probably meant."""
   known = sorted(known)
   near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
-  hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-  return f"{hint}Known: {', '.join(known)}."
+  hint = f"did you mean {' or '.join(map(repr, near))}?" if near else ""
+  if len(known) > 100:
+    return hint or f"none of the {len(known)} known is like it"
+  return f"{hint} Known: {', '.join(known)}.".lstrip()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,11 +73,18 @@ class Config:
   def divide(self, whole: str, part: str) -> int:
     """whole / part, both names of fields; ValueError unless it is exact."""
     w, p = getattr(self, whole), getattr(self, part)
-    if p < 1 or w < 1 or w % p:
+    where = type(self).__module__.rpartition(".")[2]
+    for name, value in ((part, p), (whole, w)):
+      if value < 1:
+        raise ValueError(f"{where}: {name}={value} must be at least 1")
+    if w % p:
+      below, above = w // p * p, w // p * p + p
+      near = f"are {below} and {above}" if below else f"is {above}"
+      own = whole in {f.name for f in dataclasses.fields(self)}
       raise ValueError(
-        f"{type(self).__module__}: {part}={p} must divide {whole}={w}; "
-        f"the nearest widths are {w - w % max(p, 1)} and "
-        f"{w - w % max(p, 1) + p}"
+        f"{where}: {part}={p} must divide {whole}={w}"
+        f"{'' if own else f' at dim={self.dim}'}; the nearest {whole} "
+        f"{near}"
       )
     return w // p
 

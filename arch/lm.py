@@ -69,8 +69,7 @@ class Block(nnx.Module):
       known = {f.name for f in dataclasses.fields(config_class)}
       own = {k: v for k, v in place.fields if k in known}
       used |= set(own)
-      own = {**cfg.common, **dict(cfg.mixers.get(name, {})), **own}
-      own = configure(config_class, f"mixer {name}", **own)
+      own = cfg.mixer(name, **own)
       mixer = find("mixers", name).Mixer(own, layer=layer, rngs=rngs)
       setattr(self, name, mixer)
       if len(place.mixers) > 1:
@@ -94,7 +93,7 @@ class Block(nnx.Module):
       state["channel"] = self.channel.init_state(batch, length)
     return state
 
-  def __call__(self, x, reset, state, stream, key):
+  def __call__(self, x, reset, state, stream, key, once=None, layer=None):
     """Returns x, state, stream and the channel mixer's aux."""
     new, aux = {}, {}
     old = state if state is not None else {}
@@ -103,10 +102,12 @@ class Block(nnx.Module):
     for name in self.place.mixers:
       mixer = getattr(self, name)
       with jax.named_scope("mixer"):
-        if mixer.cfg.stream:
-          y, new[name], stream = mixer(u, reset, old.get(name), stream)
-        else:
-          y, new[name] = mixer(u, reset, old.get(name))
+        given = {"stream": stream} if mixer.cfg.stream else {}
+        if hasattr(once, name):
+          given["shared"] = getattr(once, name)(layer)
+        y, new[name], *after = mixer(u, reset, old.get(name), **given)
+        if after:
+          (stream,) = after
       ys.append(y)
     if len(ys) > 1:
       norms = [getattr(self, f"{name}_norm") for name in self.place.mixers]
@@ -127,6 +128,20 @@ class Block(nnx.Module):
       jax.random.fold_in(key, which), 1 - self.dropout, y.shape
     )
     return jnp.where(keep, y / (1 - self.dropout), 0)
+
+
+class Once(nnx.Module):
+  """What files of mixers build once a model, by the mixer's name.
+
+  Such a file exports Shared(cfg, *, rngs), a module. Called with a layer's
+  number, it gives what that layer's mixer is called with as `shared`.
+  """
+
+  def __init__(self, places, cfg, *, rngs):
+    for name in sorted({name for place in places for name in place.mixers}):
+      module = find("mixers", name)
+      if hasattr(module, "Shared"):
+        setattr(self, name, module.Shared(cfg.mixer(name), rngs=rngs))
 
 
 class Stack(nnx.Module):
@@ -150,7 +165,7 @@ class Stack(nnx.Module):
       for i in range(len(self.places))
     }
 
-  def __call__(self, x, stream, reset, state, key, shared, run):
+  def __call__(self, x, stream, reset, state, key, shared, once, layer, run):
     new, aux = {}, {}
     for i in range(len(self.places)):
       name = f"block_{i}"
@@ -161,6 +176,8 @@ class Stack(nnx.Module):
         None if state is None else state[name],
         stream,
         None if key is None else jax.random.fold_in(key, i),
+        once,
+        layer + i,
       )
     return x, stream, new, aux
 
@@ -241,6 +258,14 @@ class Config:
     """A norm of the residual stream."""
     return NORMS[self.norm](self.dim, eps=self.norm_eps)
 
+  def mixer(self, name, **fields):
+    """The Config of a mixer, with fields that override this one's."""
+    return configure(
+      find("mixers", name).Config,
+      f"mixer {name}",
+      **{**self.common, **dict(self.mixers.get(name, {})), **fields},
+    )
+
   @property
   def common(self):
     """What every mixer and channel mixer is told."""
@@ -278,6 +303,7 @@ class LM(nnx.Module):
           f"{first[place.share]}"
         )
     self.shares = tuple(first)
+    self.once = Once(places, cfg, rngs=rngs)
 
     start = 0
     self.repeats = ()
@@ -295,17 +321,11 @@ class LM(nnx.Module):
       if cfg.positions
       else None
     )
-    self.streams = self._streams(places)
+    self.streams = self._streams()
 
-  @staticmethod
-  def _streams(places):
-    keys = {
-      key
-      for place in places
-      for name in place.mixers
-      for key in find("mixers", name).Config.stream
-    }
-    return tuple(sorted(keys))
+  def _streams(self):
+    configs = (getattr(m, "cfg", None) for _, m in nnx.iter_graph(self))
+    return tuple(sorted({k for c in configs for k in getattr(c, "stream", ())}))
 
   @property
   def shared(self):
@@ -392,20 +412,24 @@ class LM(nnx.Module):
 
     def body(carry, xs):
       x, stream = carry
-      stack, state, i = xs
-      k = None if key is None else jax.random.fold_in(key, i)
-      x, stream, state, aux = stack(x, stream, reset, state, k, shared, run)
+      stack, state, layer = xs
+      k = None if key is None else jax.random.fold_in(key, layer)
+      x, stream, state, aux = stack(
+        x, stream, reset, state, k, shared, self.once, layer, run
+      )
       return (x, stream), (state, aux)
 
     layer = 0
     for i, n in enumerate(self.repeats):
       name = f"stack_{i}"
+      stack = getattr(self, name)
+      period = len(stack.places)
       xs = (
-        getattr(self, name),
+        stack,
         None if state is None else state[name],
-        layer + jnp.arange(n),
+        layer + period * jnp.arange(n, dtype=jnp.int32),
       )
-      layer += n
+      layer += n * period
       if n == 1 or (jax.default_backend() == "cpu" and n <= UNROLL):
         carry, ys = (x, stream), []
         for part in unstack(xs, n):

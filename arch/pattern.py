@@ -39,6 +39,10 @@ class Place:
         share=fields.pop("share", ""),
         fields=tuple(sorted(fields.items())),
       )
+    if not isinstance(entry, str):
+      raise ValueError(
+        f"an entry of a pattern is a name or a dict of fields, not {entry!r}"
+      )
     mixers, _, own = entry.partition("+")
     return cls(tuple(mixers.split("|")), own or channel)
 

@@ -1,12 +1,15 @@
 """What every config starts from. `tiny` is for tests, `small` for
 comparisons, `full` as published."""
 
+import dataclasses
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
 import ml_collections
 from ml_collections import config_dict
 
+from arch import lm
 from arch.layers import closest
 
 SIZES = ("tiny", "small", "full")
@@ -100,3 +103,31 @@ def load(name: str, size: str = "small") -> ml_collections.ConfigDict:
   if name not in names():
     raise ValueError(f"unknown architecture {name!r}: {closest(name, names())}")
   return importlib.import_module(f"configs.{name}").get_config(size)
+
+
+def several(given: Iterable[str]) -> dict:
+  """Name -> its config; ValueError for no name, or for one twice."""
+  given = list(given)
+  if not given:
+    raise ValueError(f"--archs names no config: {closest('', names())}")
+  for name in given:
+    if given.count(name) > 1:
+      raise ValueError(f"--archs names {name!r} twice")
+  return {name: load(name) for name in given}
+
+
+def may_have(field: str) -> bool:
+  """Whether a config may set a.b.c, be it that this one does not."""
+  *where, last = field.split(".")
+  match where:
+    case ["model"]:
+      known = [lm.Config]
+    case ["model", "vocab"]:
+      known = [lm.find("vocab", name).Config for name in lm.names("vocab")]
+    case ["model", ("mixers" | "channels") as axis, name] if name in lm.names(
+      axis
+    ):
+      known = [lm.find(axis, name).Config]
+    case _:
+      known = []
+  return last in {f.name for k in known for f in dataclasses.fields(k)}

@@ -50,6 +50,9 @@ def main(argv):
 
   from train import platform, workdir
 
+  if OUT.value:
+    workdir.check_writable(OUT.value)
+
   # a program that an earlier start kept would compile in no time
   jax.config.update("jax_enable_compilation_cache", False)
   machine = platform.machine()
@@ -95,7 +98,8 @@ def architectures(lengths: list[int]) -> dict:
   import configs
   from train import bench, platform
 
-  cfgs = {name: configs.load(name) for name in ARCHS.value or configs.names()}
+  names = configs.names() if ARCHS.value is None else ARCHS.value
+  cfgs = configs.several(names)
   peak = platform.peak(DTYPE.value)
   command.say(
     f"matrix products in {DTYPE.value} reach {peak / 1e9:.0f} GFLOP/s; "

@@ -1,12 +1,15 @@
 """What every command does around its one call into the library."""
 
-import re
+import os
 import runpy
+import signal
 import sys
 from pathlib import Path
 
 from absl import app, flags, logging
 from tqdm import tqdm
+
+from train import platform
 
 PLATFORM = flags.DEFINE_enum(
   "platform",
@@ -31,30 +34,61 @@ def no_more(argv):
     raise ValueError(f"not flags: {' '.join(argv[1:])}")
 
 
+def config_file(argv) -> str | None:
+  """What --config names, as `--config=FILE` or `--config FILE`."""
+  for word, after in zip(argv[1:], [*argv[2:], None], strict=False):
+    flag, given, value = word.partition("=")
+    if flag.lstrip("-") == "config" and flag != "config":
+      return value if given else after
+  return None
+
+
 def check_config(argv):
   """ValueError for a config or a field of it that is not there.
 
   ml_collections would say so too, in a traceback and without the names that
   there are.
   """
-  files = [re.fullmatch(r"--?config=([^:]+):?(.*)", word) for word in argv]
-  for path, size in (m.groups() for m in files if m):
-    import configs
-    from arch.layers import closest
-    from train.workdir import flat
+  given = config_file(argv)
+  if given is None:
+    return
+  platform.own_arch()
+  import configs
+  from arch.layers import closest
+  from train.workdir import flat
 
-    if not Path(path).exists():
+  path, _, size = given.partition(":")
+  if not Path(path).is_file():
+    if (platform.ROOT / path).is_file():
       raise ValueError(
-        f"unknown architecture {Path(path).stem!r}: there is no {path}; "
-        f"{closest(Path(path).stem, configs.names())}"
+        f"there is no {path} in {Path.cwd()}: run from {platform.ROOT}"
       )
-    cfg = runpy.run_path(path)["get_config"](*filter(None, [size]))
-    known = {f"config.{name}" for name in flat(cfg.to_dict())}
-    for word in argv[1:]:
-      name = word.lstrip("-").partition("=")[0]
-      inner = any(k.startswith(f"{name}.") for k in known)
-      if name.startswith("config.") and name not in known and not inner:
-        raise ValueError(f"no field --{name}: {closest(name, known)}")
+    raise ValueError(
+      f"unknown architecture {Path(path).stem!r}: there is no {path}; "
+      f"{closest(Path(path).stem, configs.names())}"
+    )
+  cfg = runpy.run_path(path)["get_config"](*filter(None, [size]))
+  known = {f"config.{name}" for name in flat(cfg.to_dict())}
+  for word in argv[1:]:
+    name = word.lstrip("-").partition("=")[0]
+    inner = any(k.startswith(f"{name}.") for k in known)
+    if not name.startswith("config.") or name in known or inner:
+      continue
+    if configs.may_have(name.removeprefix("config.")):
+      raise ValueError(
+        f"--{name}: only a field that {path} sets can be a flag; set it there"
+      )
+    raise ValueError(f"no field --{name}: {closest(name, known)}")
+
+
+def interrupt(*_):
+  """Ctrl-C where no loop catches it to save first: one line, and the end.
+
+  A KeyboardInterrupt would be dropped by XLA's callbacks, and a library that
+  is being imported makes an ImportError of it.
+  """
+  os.write(sys.stderr.fileno(), b"interrupted\n")
+  os._exit(128 + signal.SIGINT)
 
 
 def run(main, cores: bool = False):
@@ -67,22 +101,28 @@ def run(main, cores: bool = False):
   def parse(argv):
     try:
       check_config(argv)
-    except ValueError as error:
+      return flags.FLAGS(argv)
+    except (ValueError, flags.Error) as error:
       sys.exit(f"error: {error}")
-    return app.parse_flags_with_usage(argv)
 
   def guarded(argv):
     logging.set_verbosity(logging.WARNING)  # libraries say much at INFO
-    from train import platform
-
-    say(f"{platform.command()}: starting")
     try:
+      print(f"{platform.command()}: starting", file=sys.stderr, flush=True)
       platform.setup(PLATFORM.value, cores)
-      return main(argv)
-    except (ValueError, OSError) as error:
-      if TRACEBACK.value:
+      main(argv)
+      sys.stdout.flush()
+    except BrokenPipeError:  # what read our output, such as head, has enough
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return 128 + signal.SIGPIPE
+    except (ValueError, OSError, RuntimeError) as error:
+      full = "RESOURCE_EXHAUSTED" in str(error)  # XLA's
+      if TRACEBACK.value or (isinstance(error, RuntimeError) and not full):
         raise
-      print(f"error: {error}", file=sys.stderr)
+      advice = "out of memory, name a smaller model, batch or length: "
+      why = advice + str(error).splitlines()[0] if full else error
+      print(f"error: {why}", file=sys.stderr)
       return 1
 
+  signal.signal(signal.SIGINT, interrupt)
   app.run(guarded, flags_parser=parse)

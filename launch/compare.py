@@ -21,7 +21,9 @@ PARAMS = flags.DEFINE_string(
   "params", "500K", "Parameters of every arm, or none for each config's own."
 )
 TOKENS = flags.DEFINE_string("tokens", "250K", "Tokens of one run.")
-LENGTH = flags.DEFINE_integer("length", 256, "Tokens a sequence.")
+LENGTH = flags.DEFINE_integer(
+  "length", None, "Tokens a sequence; by default a task's own, or 256."
+)
 BATCH = flags.DEFINE_integer("batch", 8, "Sequences a step.")
 DATA = flags.DEFINE_string(
   "data", "stdlib", "stdlib, text:PATH, tfds:NAME[/CONFIG] or task:NAME."
@@ -42,49 +44,64 @@ TOGETHER = flags.DEFINE_integer(
   "Runs that one program trains at once; 0: one on a CPU, else all.",
 )
 REPORT = flags.DEFINE_list(
-  "report", [], "Workdirs of finished comparisons to report together."
+  "report", None, "Workdirs of finished comparisons to report together."
 )
-WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Where results go.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where results go; by default runs/compare."
+)
 
 UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
-def number(text: str) -> int:
+def number(flag) -> int:
   """500K -> 500000."""
-  found = re.fullmatch(r"([\d.]+)([KMG]?)", text.strip(), re.IGNORECASE)
+  found = re.fullmatch(
+    r"(\d+\.?\d*|\.\d+)([KMG]?)", flag.value.strip(), re.IGNORECASE
+  )
   if not found:
-    raise ValueError(f"{text!r} is not a number such as 500K, 1.5M or 20000")
+    raise ValueError(
+      f"--{flag.name}={flag.value} is not a number such as 500K, 1.5M or 20000"
+    )
   return round(float(found[1]) * UNITS[found[2].upper()])
+
+
+def rates() -> tuple[float, ...]:
+  try:
+    return tuple(map(float, LRS.value))
+  except ValueError:
+    raise ValueError(
+      f"--lrs={','.join(LRS.value)}: name rates as in --lrs=1e-3,3e-3"
+    ) from None
 
 
 def main(argv):
   command.no_more(argv)
   from train import platform, report
 
-  if REPORT.value:
-    named = {path: report.read(path) for path in REPORT.value}
-    conditions = report.merge(named)
+  if REPORT.value is not None:
+    workdir = WORKDIR.value
+    conditions = report.gather(REPORT.value, workdir)
   else:
     import configs
     from train import compare
 
-    arms = {name: configs.load(name) for name in ARCHS.value}
-    params = PARAMS.value.lower()
+    workdir = WORKDIR.value or "runs/compare"
+    own_sizes = PARAMS.value.lower() == "none"
     plan = compare.Plan(
-      params=None if params == "none" else number(params),
-      tokens=number(TOKENS.value),
+      params=None if own_sizes else number(PARAMS),
+      tokens=number(TOKENS),
       length=LENGTH.value,
       batch=BATCH.value,
       data=DATA.value,
       seeds=SEEDS.value,
-      lrs=tuple(map(float, LRS.value)),
-      eval_bytes=number(EVAL_BYTES.value),
+      lrs=rates(),
+      eval_bytes=number(EVAL_BYTES),
       optimizer=OPTIMIZER.value,
     )
     comparison = compare.Comparison(
-      arms,
+      configs.several(ARCHS.value),
       plan,
-      WORKDIR.value,
+      workdir,
       say=command.say,
       together=TOGETHER.value,
     )
@@ -92,7 +109,7 @@ def main(argv):
     if conditions is None:
       command.say(f"stopped; go on with: {platform.command()}")
       return
-  files = report.write(conditions, WORKDIR.value)
+  files = report.write(conditions, workdir)
   print(report.leaderboard(conditions))
   print("\n" + "\n".join(f"wrote {path}" for path in files.values()))
 

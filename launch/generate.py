@@ -4,6 +4,7 @@ python -m launch.generate --workdir=runs/mamba2 --prompt="import os" \
   [--temperature=0.8] [--top_p=0.95] [--seed=0] [--bytes=500]
 """
 
+import os
 import sys
 
 from absl import flags
@@ -28,17 +29,19 @@ def main(argv):
   command.no_more(argv)
   from train import generate
 
-  out = sys.stdout.buffer
-  out.write(PROMPT.value.encode())
+  prompt = os.fsencode(PROMPT.value)  # whatever bytes the shell gave
   pieces = generate.stream(
     WORKDIR.value,
-    PROMPT.value.encode(),
+    prompt,
     temperature=TEMPERATURE.value,
     top_p=TOP_P.value,
     seed=SEED.value,
     size=BYTES.value,
     which=WHICH.value,
   )
+  out = sys.stdout.buffer
+  out.write(prompt + next(pieces))
+  out.flush()
   for piece in pieces:
     out.write(piece)
     out.flush()

@@ -30,14 +30,15 @@ def main(argv):
   source = data.load(cfg.data.to_dict(), progress=command.say)
   cfg = loop.resolve(cfg, source)
   result = loop.run(cfg, path, source)
-  numbers = ", ".join(
-    f"{k} {v:.4f}" for k, v in result.scores[0].metrics.items()
-  )
-  command.say(
-    f"{path}: step {result.step} of {cfg.train.steps}, valid {numbers}"
-  )
-  if not result.done:
-    command.say(f"saved; go on with: {platform.command()}")
+  place = f"{path}: step {result.step} of {cfg.train.steps}"
+  if result.done:
+    numbers = ", ".join(
+      f"{k} {v:.4f}" for k, v in result.scores[0].metrics.items()
+    )
+    command.say(f"{place}, valid {numbers}")
+  else:
+    kept = "saved; go on" if result.step else "nothing saved yet; start again"
+    command.say(f"{place}, {kept} with: {platform.command()}")
 
 
 if __name__ == "__main__":

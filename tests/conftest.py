@@ -15,3 +15,38 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 lm.UNROLL = 0
+jax.devices()  # reads the flags, of which libtpu would refuse a CPU's
+os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
+
+
+def pytest_addoption(parser):
+  parser.addoption(
+    "--provenance",
+    action="store_true",
+    help="keep what the parity and TPU suites find in docs/provenance.json",
+  )
+
+
+class Provenance:
+  """Gathers what tests recorded as their property `provenance`."""
+
+  def __init__(self):
+    self.found = {}
+
+  def pytest_runtest_logreport(self, report):
+    for name, value in report.user_properties:
+      if name == "provenance" and report.when == "call" and report.passed:
+        kind, arch, section, item = value
+        self.found.setdefault((kind, arch, section), []).append(item)
+
+  def pytest_sessionfinish(self):
+    from train import provenance
+
+    if self.found:
+      provenance.update(self.found)
+
+
+def pytest_configure(config):
+  worker = hasattr(config, "workerinput")
+  if config.getoption("--provenance") and not worker:
+    config.pluginmanager.register(Provenance())

@@ -15,16 +15,20 @@ from models import close
 
 from arch.attend import attend, rotary
 from arch.count import called, flops
-from arch.mixers import attention
+from arch.mixers import attention, mla
 
 
-def reference(q, key, value, first, window=None):
+def reference(q, key, value, first, window=None, level=None, scale=None):
   T, S, R = q.shape[1], key.shape[1], q.shape[2] // key.shape[2]
   at, last = np.arange(S)[None], np.arange(S - T, S)[:, None]
   near = (at <= last) & (at > last - (window or S))
   visible = (first[..., None] <= at[None]) & near[None]
   key, value = jnp.repeat(key, R, 2), jnp.repeat(value, R, 2)
-  s = jnp.einsum("bthk,bshk->bhts", q, key) / math.sqrt(q.shape[-1])
+  s = jnp.einsum("bthk,bshk->bhts", q, key)
+  s *= scale or 1 / math.sqrt(q.shape[-1])
+  if level is not None:
+    c = jnp.einsum("bsgr->bgrs", level).reshape(-1, q.shape[2], S)
+    s += c[..., S - T :, None] - c[..., None, :]
   p = jax.nn.softmax(jnp.where(visible[:, None], s, -jnp.inf))
   return jnp.einsum("bhts,bshv->bthv", p, value)
 
@@ -88,6 +92,38 @@ def test_equals_the_formula(T, S, H, G, window, packed, dtype):
   assert all(g.dtype == dtype for g in gradient)
 
 
+@pytest.mark.parametrize(
+  "T, S, H, G, window, packed",
+  [
+    (1, 1, 2, 2, None, False),
+    (131, 131, 4, 2, None, True),
+    (193, 200, 6, 2, 67, True),
+    (70, 201, 3, 1, None, False),
+  ],
+)
+def test_levels_and_a_scale(T, S, H, G, window, packed):
+  q, key, value = inputs(T, S, H, G)
+  shape = (2, S, G, H // G)
+  forget = jax.random.uniform(jax.random.key(9), shape, minval=0.3)
+  first = documents(T, S) * packed
+
+  def gradient(fn):
+    def loss(*args):
+      *qkv, forget = args
+      level = jnp.cumsum(jnp.log(forget), 1)
+      y = fn(*qkv, first=first, window=window, level=level, scale=0.3)
+      return jnp.sum(jnp.sin(y)), y
+
+    both = jax.value_and_grad(loss, (0, 1, 2, 3), has_aux=True)
+    return jax.jit(both)(q, key, value, forget)
+
+  with jax.numpy_dtype_promotion("strict"):
+    (_, y), found = gradient(attend)
+  (_, expected), expected_gradient = gradient(reference)
+  close(y, expected)
+  close(flat(found), flat(expected_gradient), 2e-5)
+
+
 def test_large_scores_stay_finite():
   q, key, value = inputs(131)
   (_, y), gradient = value_and_gradient(attend, 1e4 * q, 1e4 * key, value)
@@ -108,15 +144,16 @@ def equations(jaxpr):
       yield from equations(inner)
 
 
-def trace(T):
-  fn, *shapes = training(T)
+def trace(T, **kw):
+  fn, *shapes = training(T, **kw)
   return list(equations(jax.make_jaxpr(fn)(*shapes).jaxpr))
 
 
 def test_scores_never_exist_whole():
   for T in (1024, 16384):
-    largest = max(out.aval.size for eqn in trace(T) for out in eqn.outvars)
-    assert largest <= max(T * 2 * 8, 2 * 512**2)
+    for level in (None, jnp.zeros((1, T, 2, 1))):
+      made = [v for eqn in trace(T, level=level) for v in eqn.outvars]
+      assert max(v.aval.size for v in made) <= max(T * 2 * 8, 2 * 512**2)
 
 
 def test_compilation_does_not_grow():
@@ -170,7 +207,7 @@ def naive(m, x, first, window=None):
   """The mixer, by its formulas."""
   cfg = m.cfg
   B, T, _ = x.shape
-  H, G, K = cfg.heads, cfg.groups, cfg.head
+  H, G, K = cfg.query_heads, cfg.groups, cfg.head
   qkv = x @ m.qkv.weight[...]
   q, k, v = (
     t.reshape(B, T, -1, K) for t in jnp.split(qkv, [H * K, (H + G) * K], -1)
@@ -287,11 +324,27 @@ def test_decoding_writes_in_place():
   [
     (dict(head=5), "rotary=1.0 turns 5, which must be even"),
     (dict(head=10), "head=10 must divide dim=24"),
-    (dict(kv_heads=3), "kv_heads=3 must divide heads=4"),
+    (dict(kv_heads=3), "kv_heads=3 must divide query_heads=4"),
     (dict(window=-1), "window=-1 is negative"),
     (dict(base=1.0), "base=1.0 must exceed 1"),
+    (dict(std=0.0), "std=0.0 must be positive"),
+    (dict(norm="rsm"), "unknown norm='rsm': did you mean 'rms'"),
   ],
 )
 def test_bad_fields(fields, message):
   with pytest.raises(ValueError, match=message):
     mixer(**fields)
+
+
+@pytest.mark.parametrize(
+  "fields, message",
+  [
+    (dict(rotary=3), "rotary=3 must be even"),
+    (dict(rank=0), "rank=0 must be at least 1"),
+    (dict(head=10), "head=10 must divide dim=24"),
+    (dict(base=1.0), "base=1.0 must exceed 1"),
+  ],
+)
+def test_bad_fields_of_latent_attention(fields, message):
+  with pytest.raises(ValueError, match=message):
+    mla.Config(**dict(dim=24, depth=2, length=11, head=6) | fields)

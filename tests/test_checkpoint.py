@@ -458,7 +458,9 @@ def test_a_damaged_best_is_named_and_the_next_loaded(run, capfd):
   garble(path / "checkpoints" / "1" / "seal")
   model = checkpoint.load_model(path)
   assert bits(lm.pure(model)) == bits(tuple(trained(c, 2).values()))
-  assert f"{path}/checkpoints/1 is damaged" in capfd.readouterr().err
+  said = capfd.readouterr().err
+  assert f"{path}/checkpoints/1 is damaged" in said
+  assert f"{path}: the checkpoint of step 2 is used" in said
   assert checkpoint.steps(path) == [1, 2]
 
 

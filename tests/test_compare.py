@@ -125,9 +125,7 @@ def test_one_arm_may_be_added(finished, folder):
   assert scores(whole).items() <= scores(results).items()
 
 
-def test_rates_and_seeds_may_be_added(
-  finished, folder, tmp_path, monkeypatch
-):
+def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
   old, whole, _ = finished
   shutil.copytree(old, tmp_path / "copy")
   its_plan = plan(folder, seeds=3, lrs=(1e-30, 1e-3, 1e-2))
@@ -184,11 +182,58 @@ def test_a_task_is_scored_by_accuracy(tmp_path):
     ({"seeds": 0}, "seeds=0 must be at least 1"),
     ({"lrs": ()}, "positive learning rates"),
     ({"lrs": (1e-3, 1e-3)}, "names a rate twice"),
+    ({"lrs": (1e-3, float("nan"))}, "positive learning rates"),
+    ({"lrs": (1e-3, float("inf"))}, "positive learning rates"),
   ],
 )
 def test_a_wrong_plan_is_refused(fields, error):
   with pytest.raises(ValueError, match=error):
     plan(None, **fields)
+
+
+def test_no_runs_together_is_refused(folder, tmp_path):
+  with pytest.raises(ValueError, match="--together=-1"):
+    comparison(tmp_path, plan(folder), together=-1)
+  with pytest.raises(ValueError, match="no arms"):
+    comparison(tmp_path, plan(folder), archs=())
+
+
+@pytest.mark.parametrize("text", ['[{"arch": "mam', "{}", "[1]", '[{"a": 1}]'])
+def test_a_result_that_is_cut_short_says_what_to_do(
+  finished, folder, tmp_path, text
+):
+  shutil.copytree(finished[0], tmp_path / "copy")
+  file = next((tmp_path / "copy" / "runs" / "mamba2").glob("*/result.json"))
+  file.write_text(text)
+  made, _ = comparison(tmp_path / "copy", plan(folder))
+  with pytest.raises(ValueError, match="delete it to train .* again") as e:
+    made.run()
+  assert str(file) in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_refused_plan_may_be_corrected(folder, tmp_path, monkeypatch):
+  made, _ = comparison(tmp_path, plan(folder, params=10))
+  with pytest.raises(ValueError, match="no width reaches 10"):
+    made.run()
+  made, _ = comparison(tmp_path, plan(folder, length=9999))
+  with pytest.raises(ValueError, match="less than one window"):
+    made.run()
+  made, _ = comparison(tmp_path, plan(folder), ("attention",))
+  monkeypatch.setattr(made, "arm", lambda *args: [])
+  assert made.run()["runs"] == []
+
+
+@pytest.mark.parametrize(("data", "length"), [("task:mqar", 64), (None, 256)])
+def test_a_length_that_is_not_given(folder, tmp_path, data, length):
+  its_plan = plan(folder, length=None, **({"data": data} if data else {}))
+  made, _ = comparison(tmp_path, its_plan, ("attention",))
+  assert made.plan.length == length
+
+
+def test_another_length_than_the_tasks_is_refused(tmp_path):
+  made, _ = comparison(tmp_path, plan(None, data="task:mqar"))
+  with pytest.raises(ValueError, match="sequences of 64.*give --length=64"):
+    made.run()
 
 
 def test_an_arm_that_diverges_at_every_rate_is_reported(folder, tmp_path):

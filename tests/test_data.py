@@ -259,16 +259,20 @@ def test_hash_is_of_the_text(tmp_path):
     ({"name": "text:"}, ["tfds:NAME[/CONFIG]"]),
     ({"name": "stdlib:x"}, ["did you mean 'stdlib'"]),
     ({"tokenizer": "bep"}, ["'bep'", "did you mean 'bpe'", "bytes"]),
-    ({"tokenizer": "bpe", "vocab": 99}, ["vocab=99", "256"]),
+    ({"tokenizer": "bpe", "vocab": 99}, ["vocab=99: ", "256"]),
     ({"tokenizer": "bpe", "vocab": 70_000}, ["vocab=70000", "65536"]),
     ({"tokeniser": "bpe"}, ["'tokeniser'", "'tokenizer'", "documents"]),
     ({"name": "tfds:tiny_shakespear"}, ["did you mean 'tiny_shakespeare'"]),
+    ({"name": "tfds:qqqqqqqq"}, ["'qqqqqqqq': none of the ", " is like it"]),
+    ({"name": "tfds:lm1b/foo"}, ["tfds:lm1b/foo: ", "BuilderConfig foo not"]),
   ],
 )
 def test_unknown_names(fields, said):
   with pytest.raises(ValueError) as error:
     data.load(fields)
   assert all(word in str(error.value) for word in said), error.value
+  assert "self." not in str(error.value)
+  assert len(str(error.value)) < 500 and "\n" not in str(error.value)
 
 
 def test_unknown_split(loaded):
@@ -281,6 +285,10 @@ def test_missing_files(tmp_path):
     data.load({"name": f"text:{tmp_path}/no.txt"})
   name = folder(tmp_path / "one", valid=None, test=None)
   with pytest.raises(ValueError, match="no valid.txt, no test.txt.*at least"):
+    data.load({"name": name})
+  file = tmp_path / "one" / "input.txt"
+  (tmp_path / "one" / "train.txt").rename(file)
+  with pytest.raises(ValueError, match=f"one file is named as text:{file}"):
     data.load({"name": name})
   name = folder(tmp_path / "none", train=None)
   with pytest.raises(ValueError, match="no train.txt"):

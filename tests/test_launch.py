@@ -10,6 +10,7 @@ import time
 import pytest
 from models import ROOT
 
+from launch import command as launch_command
 from train import metrics
 
 
@@ -137,11 +138,11 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, tmp_path):
     ),
     (
       ("compare", "--params=half", "--workdir={tmp}"),
-      "'half' is not a number such as 500K",
+      "--params=half is not a number such as 500K",
     ),
     (
       ("compare", "--platform=tpu", "--workdir={tmp}"),
-      "--platform=tpu: ",
+      "--platform=tpu: no TPU was found",
     ),
     (
       ("train", "--config=configs/mamba2.py:tiny", "--config.model.dmi=3"),
@@ -151,7 +152,13 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, tmp_path):
       ("train", "--config=configs/mamba4.py:tiny"),
       "unknown architecture 'mamba4'",
     ),
-    (("evaluate", "--workdir={tmp}/none"), "no run"),
+    (("evaluate", "--workdir={tmp}/none"), "there is no folder"),
+    (("compare", "--report={tmp}"), "no results.json in"),
+    (("compare", "--tokens=1.2.3K"), "--tokens=1.2.3K is not a number"),
+    (("compare", "--lrs=1e-3,abc"), "--lrs=1e-3,abc: name rates as in"),
+    (("compare", "--archs="), "--archs names no config"),
+    (("bench", "--out={tmp}/none/bench.json"), "none/bench.json: No such file"),
+    (("evaluate", "--wokdir={tmp}"), "Unknown command line flag 'wokdir'"),
   ],
 )
 def test_a_mistake_is_one_line(words, error, tmp_path):
@@ -160,3 +167,67 @@ def test_a_mistake_is_one_line(words, error, tmp_path):
   lines = [line for line in text.splitlines() if line.startswith("error: ")]
   assert len(lines) == 1 and error in lines[0], text
   assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+  ("words", "error"),
+  [
+    (
+      ("configs/mamba2.py:tiny", "--config.train.rl=3"),
+      "no field .*train.rl: ",
+    ),
+    (("configs/mamba2.py:tin",), "unknown size 'tin'"),
+    (("mamba2",), "unknown architecture 'mamba2': there is no mamba2"),
+    (
+      ("configs/attention.py", "--config.model.mixers.attention.window=8"),
+      "only a field that configs/attention.py sets can be a flag",
+    ),
+    (
+      ("configs/attention.py", "--config.model.mixers.mamba2.head=8"),
+      "only a field that configs/attention.py sets",
+    ),
+  ],
+)
+@pytest.mark.parametrize("way", ["--config {}", "--config={}", "-config {}"])
+def test_a_wrong_config_is_refused(words, error, way, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  path, *fields = words
+  with pytest.raises(ValueError, match=error):
+    launch_command.check_config(["train", *way.format(path).split(), *fields])
+
+
+def test_a_config_of_another_folder_says_where_to_run(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(ValueError, match=f"run from {ROOT}"):
+    launch_command.check_config(["train", "--config=configs/mamba2.py"])
+
+
+@pytest.mark.parametrize(
+  ("body", "code", "said"),
+  [
+    ("os.kill(os.getpid(), 2); time.sleep(9)", 130, "interrupted\n"),
+    ("sys.stdout.write('x' * 99999)", 141, ""),
+    ("raise RuntimeError('RESOURCE_EXHAUSTED: 9 GB')", 1, "error: out of mem"),
+    ("raise OSError(2, 'No such file', 'x')", 1, "error: .*No such file: 'x'"),
+  ],
+)
+def test_an_end_is_one_line(body, code, said, tmp_path):
+  """Whatever ends a command; here nobody reads what it prints."""
+  (tmp_path / "ends.py").write_text(
+    "import os, sys, time\nfrom launch import command\n"
+    f"def main(argv):\n  {body}\ncommand.run(main)"
+  )
+  read, write = os.pipe()
+  os.close(read)
+  done = subprocess.run(
+    [sys.executable, tmp_path / "ends.py"],
+    env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+    stdout=write,
+    stderr=subprocess.PIPE,
+    text=True,
+    timeout=240,
+  )
+  os.close(write)
+  start, *lines = done.stderr.splitlines(keepends=True)
+  assert start.endswith(": starting\n") and done.returncode == code, done.stderr
+  assert len(lines) == bool(said) and re.match(said, "".join(lines))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from models import config
 
+from train import checkpoint, loop, metrics
 from train import data as data_lib
-from train import loop, metrics
 from train.step import Step
 
 pytestmark = pytest.mark.xdist_group("loop")
@@ -168,6 +168,53 @@ def test_the_wrong_number_of_symbols_is_refused(text):
   c = config("mamba2")
   with pytest.raises(ValueError, match="size=17, but text:.* has 256 symbols"):
     loop.resolve(c, text)
+
+
+@pytest.mark.parametrize(
+  ("fields", "error"),
+  [
+    ({"batch": 0}, "train.batch=0 must be at least 1"),
+    ({"log_every": 0}, "train.log_every=0 must be"),
+    ({"eval_every": 0}, "train.eval_every=0 must be"),
+    ({"save_every": 0}, "train.save_every=0 must be"),
+    ({"eval_bytes": 0}, "train.eval_bytes=0 must be"),
+    ({"batch": 3, "accumulate": 2}, "accumulate=2 must divide train.batch=3"),
+    ({"lr": -1e-3}, "train.lr=-0.001 must be positive and finite"),
+    ({"lr": float("nan")}, "train.lr=nan must be"),
+  ],
+)
+def test_a_run_that_cannot_be_is_refused(text, fields, error):
+  with pytest.raises(ValueError, match=error):
+    prepared(text, **fields)
+
+
+def test_a_refused_run_may_be_corrected(text, never_stopped, tmp_path):
+  c, step, *_ = never_stopped
+  for fields in ({"optimizer": "adam"}, {"keep": 0}, {"length": 10**6}):
+    with pytest.raises(ValueError):
+      loop.run(prepared(text, **fields), tmp_path / "run", text)
+    assert not (tmp_path / "run" / "config.json").exists()
+  with pytest.raises(ValueError, match="mqar makes sequences of 64.*length=64"):
+    prepared(data_lib.load({"name": "task:mqar"}))
+
+
+def test_a_stop_before_the_first_step_saves_nothing(
+  text, never_stopped, tmp_path
+):
+  c, step, *_ = never_stopped
+  with loop.Signals() as signals:
+    signals.name = "SIGTERM"
+    result = loop.run(c, tmp_path / "run", text, step=step, signals=signals)
+  assert (result.step, result.done, result.scores) == (0, False, [])
+  assert not checkpoint.steps(tmp_path / "run")
+
+
+def test_a_loss_that_is_never_finite_says_that_nothing_was_saved(
+  text, tmp_path
+):
+  c = prepared(text, lr=1e30)
+  with pytest.raises(loop.Diverged, match="nothing was saved yet"):
+    loop.run(c, tmp_path / "run", text)
 
 
 def test_config_json_can_be_read(text, never_stopped, tmp_path):

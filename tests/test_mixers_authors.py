@@ -9,7 +9,21 @@ import pytest
 from flax import nnx
 from models import close
 
-from arch.mixers import gated_deltanet, mamba, mamba2, mingru, rglru, s4d
+from arch.mixers import (
+  gated_deltanet,
+  hgrn,
+  hyena,
+  lru,
+  mamba,
+  mamba2,
+  mingru,
+  minlstm,
+  rglru,
+  s4d,
+  s5,
+  shortconv,
+  slstm,
+)
 
 SHELL = dict(depth=4, length=8)
 
@@ -170,6 +184,18 @@ def test_s4d_starts():
     (gated_deltanet, dict(dim=24, heads=0), ("heads=0", "1")),
     (s4d, dict(dim=24, state=5), ("state=5", "even")),
     (s4d, dict(dim=24, start="legz"), ("legz", "legs")),
+    (s5, dict(dim=24, state=20, blocks=3), ("20", "3")),
+    (lru, dict(dim=24, state=0), ("state=0", "1")),
+    (lru, dict(dim=24, r_min=0.9, r_max=0.5), ("0.9", "0.5")),
+    (lru, dict(dim=24, max_phase=7), ("7", "2 pi")),
+    (minlstm, dict(dim=24, expand=0.5), ("minlstm", "0.5")),
+    (hgrn, dict(dim=24, expand=0), ("expand=0", "1")),
+    (slstm, dict(dim=24, heads=5), ("5", "24")),
+    (slstm, dict(dim=24, heads=24), ("24", "2")),
+    (slstm, dict(dim=24, recurrent="ones"), ("ones", "zeros")),
+    (shortconv, dict(dim=24, conv=0), ("conv=0", "1")),
+    (hyena, dict(dim=24, features=4), ("features=4", "3")),
+    (hyena, dict(dim=24, filter=0), ("filter=0", "1")),
   ],
 )
 def test_refuses(module, fields, numbers):
@@ -206,3 +232,39 @@ def test_mingru_is_its_log_space_form(expand):
   close(y, h)
   if expand == 1:
     close(state, h[:, -1])
+
+
+@pytest.mark.parametrize("length", [5, 19, 40])
+@pytest.mark.parametrize("carried", [False, True])
+def test_hyena_convolves_inside_documents(length, carried):
+  """Over chunks of 8, against the sum over lags; values and gradients."""
+  B, T, D = 2, 22, 3
+  rng = np.random.default_rng(0)
+  k, s, past, ct = (
+    rng.normal(size=shape).astype(np.float32)
+    for shape in ((length, D), (B, T, D), (B, length - 1, D), (B, T, D))
+  )
+  reset = np.zeros((B, T), bool)
+  reset[0, [0, 5, 6, 17]] = reset[1, [9, 21]] = True
+  document = np.cumsum(reset, 1)
+  before = np.pad(document, ((0, 0), (length - 1, 0)))
+
+  def slow(k, s, past):
+    whole = jnp.concatenate([past if carried else 0 * past, s], 1)
+    y = []
+    for t in range(T):
+      same = before[:, t : t + length] == document[:, t, None]
+      y.append(
+        (k[::-1][None] * whole[:, t : t + length] * same[..., None]).sum(1)
+      )
+    return jnp.stack(y, 1)
+
+  def fast(k, s, past):
+    past = past if carried else None
+    return hyena.convolve(k, s, reset, past, chunk=8)[0]
+
+  def both(f):
+    y, back = jax.vjp(f, k, s, past)
+    return y, back(ct)[: 3 if carried else 2]
+
+  close(jax.jit(lambda: both(fast))(), jax.jit(lambda: both(slow))())

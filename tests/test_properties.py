@@ -48,6 +48,25 @@ def prepared(name):
 
 
 @functools.cache
+def pull(name):
+  """Inputs 1 T D of the blocks, and a function of them, reset and a cotangent:
+  what comes out, and the gradients of the parameters and of the inputs."""
+  c, model, _ = prepared(name)
+  params, buffers = lm.pure(model)
+
+  @jax.jit
+  def pulled(x, reset, cotangent):
+    def forward(params, x):
+      return lm.fill(model, params, buffers).mix(x, reset)[0]
+
+    y, back = jax.vjp(forward, params, x)
+    return y, *back(cotangent)
+
+  shape = (1, c.train.length, c.model.dim)
+  return jax.random.normal(jax.random.key(2), shape), pulled
+
+
+@functools.cache
 def graded(name):
   """Mean nats of a batch under the noisy model, and every gradient."""
   c, model, _ = prepared(name)
@@ -103,21 +122,15 @@ def test_learns_one_batch_and_compiles_once(name):
 
 @each
 def test_causal_and_connected(name):
-  c, model, _ = prepared(name)
-  T, D = c.train.length, c.model.dim
-  graph, arrays = lm.split(model)
+  x, pulled = pull(name)
+  T, D = x.shape[1:]
   probe = jax.random.normal(jax.random.key(1), (D,))
-
-  @jax.jit
-  def row(arrays, x, t):
-    def out(x):
-      return lm.join(graph, arrays).mix(x)[0][0, t] @ probe
-
-    return jnp.linalg.norm(jax.grad(out)(x)[0], axis=-1)
-
-  x = jax.random.normal(jax.random.key(2), (1, T, D))
-  reach = np.stack([row(arrays, x, t) for t in range(T)])
-  past = np.tril(np.ones((T, T), bool))
+  reach = []
+  for t in range(T):
+    cotangent = jnp.zeros_like(x).at[0, t].set(probe)
+    _, _, dx = pulled(x, jnp.zeros((1, T), bool), cotangent)
+    reach.append(np.linalg.norm(dx[0], axis=-1))
+  reach, past = np.stack(reach), np.tril(np.ones((T, T), bool))
   assert np.all(reach[~past] == 0)
   assert np.all(reach[past] > 0)
 
@@ -156,29 +169,19 @@ def test_splitting_changes_nothing(name, cut):
 
 @each
 def test_nothing_before_a_reset_matters(name):
-  c, model, call = prepared(name)
-  graph, arrays = lm.split(model)
-  text = tokens(c, 1)
-  cut = 6
-  reset = jnp.zeros(text.shape, bool).at[0, cut].set(True)
-
-  @jax.jit
-  def after(arrays, text):
-    def loss(arrays):
-      model = lm.join(graph, arrays)
-      logits, _ = model(text, reset)
-      return jnp.sum(jnp.sin(logits[:, cut:])), logits[:, cut:]
-
-    return jax.value_and_grad(loss, has_aux=True)(arrays)
-
-  (_, one), gradient = after(arrays, text)
-  other = text.at[:, :cut].set((text[:, :cut] + 1) % c.model.vocab.size)
-  (_, two), other_gradient = after(arrays, other)
-  close(one, two, 1e-6)
-  close(gradient, other_gradient)
-  tail = jnp.roll(text, -cut, 1)
-  alone, _ = call(tail, jnp.zeros(text.shape, bool), None)
-  close(one, alone[:, : text.shape[1] - cut])
+  x, pulled = pull(name)
+  T, cut = x.shape[1], 6
+  none = jnp.zeros((1, T), bool)
+  reset = none.at[0, cut].set(True)
+  cotangent = jnp.cos(x).at[:, :cut].set(0.0)
+  y, gradient, dx = pulled(x, reset, cotangent)
+  other = x.at[:, :cut].add(1.0)
+  changed, other_gradient, _ = pulled(other, reset, cotangent)
+  close(changed[:, cut:], y[:, cut:], 1e-6)
+  close(other_gradient, gradient)
+  assert np.all(dx[:, :cut] == 0) and np.all(dx[:, cut:] != 0)
+  alone, _, _ = pulled(jnp.roll(x, -cut, 1), none, cotangent)
+  close(alone[:, : T - cut], y[:, cut:])
 
 
 @each
@@ -232,9 +235,15 @@ def test_a_replicate_on_its_device_is_the_run_alone(name):
   close(own, alone["params"], 1e-4)
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
-@pytest.mark.parametrize("channel", [*CHANNELS, "none"])
-@pytest.mark.parametrize("mixer", MIXERS)
+# every pair of axes, the vocabularies by turns
+COMBINED = [
+  (mixer, channel, VOCABS[(i + j) % len(VOCABS)])
+  for i, mixer in enumerate(MIXERS)
+  for j, channel in enumerate([*CHANNELS, "none"])
+]
+
+
+@pytest.mark.parametrize(("mixer", "channel", "vocab"), COMBINED)
 def test_every_mixer_with_every_channel_and_vocabulary(mixer, channel, vocab):
   c = config(mixer)
   c.model.channel, c.model.vocab.name = channel, vocab

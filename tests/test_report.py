@@ -355,6 +355,36 @@ def test_merge_never_ranks_across_conditions(other, named, tmp_path):
     report.read(tmp_path)
 
 
+def test_a_report_of_several_overwrites_no_comparison(tmp_path):
+  for name in "abc":
+    report.write(make([name]), tmp_path / name)
+  (tmp_path / "d").mkdir()
+  (tmp_path / "d" / "config.json").touch()  # of a comparison under way
+  named = [str(tmp_path / "a"), tmp_path / "b"]
+  for folder in (None, tmp_path / "b", tmp_path / "c", tmp_path / "d"):
+    with pytest.raises(ValueError, match="--workdir of its own"):
+      report.gather(named, folder)
+  for _ in range(2):  # its own it may
+    report.write(report.gather(named, tmp_path / "out"), tmp_path / "out")
+  with pytest.raises(ValueError, match="no workdirs"):
+    report.gather([], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+  ("text", "error"),
+  [
+    ('{"format": 1}', "lack created, .*arms, runs, metric"),
+    ("[]", "is no comparison's"),
+    ('{"format": 1, "conditions": []}', "give the workdirs"),
+  ],
+)
+def test_what_is_no_result_says_so(tmp_path, text, error):
+  (tmp_path / "results.json").write_text(text)
+  with pytest.raises(ValueError, match=error) as e:
+    report.read(tmp_path)
+  assert str(tmp_path) in str(e.value)
+
+
 def test_bad_input(tmp_path):
   with pytest.raises(ValueError, match="no results.json"):
     report.read(tmp_path)

@@ -53,6 +53,7 @@ def test_the_longest_periodic_run_is_stacked():
     (("attention+swigloo",), 3, "did you mean 'swiglu'"),
     (({"mixer": "attention", "windoww": 3},), 3, "has a field 'windoww'"),
     (({"window": 3},), 3, "needs a mixer"),
+    (("mamba2", 3), 3, "an entry of a pattern is a name or .* not 3"),
   ],
 )
 def test_a_wrong_pattern_is_refused(pattern, depth, error):
@@ -67,7 +68,17 @@ def test_a_wrong_pattern_is_refused(pattern, depth, error):
     ({"dim": 0}, "dim=0 must be positive"),
     ({"dtype": "float16"}, "float32 or bfloat16"),
     ({"remat": "all"}, "none or block"),
-    ({"dim": 25}, "head=6 must divide dim=25"),
+    ({"dim": 25}, "attention: head=6 must divide dim=25; .* are 24 and 30"),
+    ({"dim": 4}, "head=6 must divide dim=4; the nearest dim is 6"),
+    (
+      {"dim": 25, "pattern": ("mamba2",), "mixers": {"mamba2": {"head": 6}}},
+      "mamba2: head=6 must divide inner=50 at dim=25; the nearest "
+      "inner are 48 and 54",
+    ),
+    (
+      {"pattern": ("rglru",), "mixers": {"rglru": {"blocks": 0}}},
+      "rglru: blocks=0 must be at least 1",
+    ),
   ],
 )
 def test_a_wrong_field_is_refused(fields, error):
@@ -260,6 +271,51 @@ def test_a_stream_crosses_layers(monkeypatch):
   x = model.vocab.embed(text)
   # 0 + 1 + 2 embeddings are added by the three layers
   close(model.features(text)[0], model.norm(4 * x))
+
+
+@pytest.mark.parametrize("unroll", [0, 8])
+def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
+  """Each layer is handed its own row of one table."""
+
+  @dataclasses.dataclass(frozen=True, kw_only=True)
+  class Config(layers.Config):
+    scale: float = 1.0
+
+  class Shared(nnx.Module):
+    def __init__(self, cfg, *, rngs):
+      rows = jax.random.normal(rngs.params(), (cfg.depth, cfg.dim))
+      self.rows = layers.Gate(rows)
+
+    def __call__(self, layer):
+      return self.rows[...][layer]
+
+  class Mixer(nnx.Module):
+    def __init__(self, cfg, *, layer, rngs):
+      self.cfg = cfg
+      self.weight = layers.Vector(cfg.scale * (layer + jnp.ones(cfg.dim)))
+
+    def init_state(self, batch, length=None):
+      return {}
+
+    def __call__(self, x, reset, state, shared):
+      y = (self.weight[...] * shared)[None, None]
+      return jnp.broadcast_to(y, x.shape), {}
+
+  toy = types.ModuleType("arch.mixers.toy")
+  toy.Config, toy.Mixer, toy.Shared = Config, Mixer, Shared
+  monkeypatch.setitem(sys.modules, "arch.mixers.toy", toy)
+  monkeypatch.setattr(lm, "UNROLL", unroll)
+  known = lm.names
+  monkeypatch.setattr(lm, "names", lambda axis: [*known(axis), "toy"])
+  pattern = ("toy", {"mixer": "toy", "scale": 2.0})
+  c = small(pattern=pattern, channel="none", depth=5)
+  model, text = build(c), tokens(c)
+  assert arch.count(model, 8).groups["mixer"] == 2 * 5 * c.model.dim
+  rows = model.once.toy.rows[...]
+  assert rows.shape == (5, c.model.dim)
+  x = model.vocab.embed(text)
+  added = jnp.array([1.0, 4.0, 3.0, 8.0, 5.0]) @ rows
+  close(model.features(text)[0], model.norm(x + added[None, None]))
 
 
 def test_roles_by_type():

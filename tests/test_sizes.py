@@ -30,14 +30,20 @@ def test_proportions_stay_near_the_config():
 def test_a_budget_that_no_width_reaches():
   c = config("attention", "small")
   c.model.vocab.size = 256
-  with pytest.raises(ValueError, match="no width reaches 5,000.*dim=32.*have"):
+  with pytest.raises(
+    ValueError, match="no width reaches 5,000.*dim=32.*dim=16384"
+  ):
     sizes.solve(c, 5000)
+  with pytest.raises(ValueError, match="reaches 500,000,000,000.*dim=16384"):
+    sizes.solve(c, 500_000_000_000)
 
 
 def test_a_config_that_is_wrong_at_every_width_says_why():
   c = config("attention", "small")
   c.model.mixers.attention.head = 31
-  with pytest.raises(ValueError, match="of head=31.*turns 31, which must be even"):
+  with pytest.raises(
+    ValueError, match="of head=31.*turns 31, which must be even"
+  ):
     sizes.solve(c, 500_000)
 
 

@@ -191,7 +191,10 @@ def test_schedules(name):
   [
     ({"optimizer": "adam"}, "unknown optimizer 'adam'.*'adamw'"),
     ({"schedule": "cosin"}, "unknown schedule 'cosin'.*'cosine'"),
-    ({"steps": 10, "warmup": 10}, "warmup=10 must be below steps=10"),
+    (
+      {"steps": 10, "warmup": 10},
+      "warmup=10 must be below train.steps=10.*warmup such as 1",
+    ),
   ],
 )
 def test_a_wrong_setting_is_refused(fields, error):

@@ -1,12 +1,14 @@
 """B sequences  T time  K pairs"""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from train import data, tasks
-from train.tasks import mqar
+from train.tasks import mqar, words
 
 
 def named(fields):
@@ -29,7 +31,7 @@ def test_contract(name):
   for key in ("tokens", "targets"):
     assert 0 <= first[key].min() and first[key].max() < task.vocab
   assert first["reset"][:, 0].all()
-  assert set(np.unique(first["weights"])) == {0, 1}
+  assert {1} <= set(np.unique(first["weights"])) <= {0, 1}
   jax.tree.map(np.testing.assert_array_equal, first, made(1, 2))
   valid, test = (
     next(iter(task.windows(split, T, batch=B))) for split in ("valid", "test")
@@ -157,16 +159,103 @@ def test_mqar_pilot():
   [
     ({"pairs": 17}, ["pairs=17", "length=64"]),
     ({"length": 63}, ["length=63", "even"]),
-    ({"vocab": 8}, ["pairs=4", "self.vocab=8", "3"]),
-    ({"pairs": ((48, 4, 1.0),)}, ["length=48", "self.length=64"]),
+    ({"vocab": 8}, ["pairs=4", " vocab=8", "3"]),
+    ({"pairs": ((48, 4, 1.0),)}, ["length=48", "the rows' length=64"]),
     ({"pairs": ((64, 4, -1.0),)}, ["share=-1.0"]),
     ({"pear": 4}, ["'pear'", "did you mean 'pairs'", "random_fill"]),
+    ({"pairs": 2.5}, ["pairs=2.5 is neither a whole number"]),
+    ({"pairs": ((64, 4),)}, ["pairs=((64, 4),)", "(length, pairs, share)"]),
+    ({"pairs": (("a", 4, 1),)}, ["(length, pairs, share)"]),
+    ({"pairs": ((64, 4.0, 1),)}, ["(length, pairs, share)"]),
+    ({"pairs": ()}, ["pairs=()"]),
+    ({"vocab": 2.5}, ["vocab=2.5 is no whole number"]),
+    ({"vocab": "'a'"}, ["vocab='a' is no whole number"]),
+    ({"vocab": "abc"}, ["vocab=abc is neither a number nor"]),
+    ({"length": None}, ["length=None is no whole number"]),
   ],
 )
 def test_mqar_refuses(fields, said):
   with pytest.raises(ValueError) as error:
     data.load({"name": named(fields)})
   assert all(word in str(error.value) for word in said), error.value
+  assert "self." not in str(error.value) and "<" not in str(error.value)
+
+
+@pytest.mark.parametrize("group", ["Z2", "Z7", "S3", "S5"])
+def test_words_are_of_a_group(group):
+  product = words.table(group)
+  n = len(product)
+  assert n == {"Z2": 2, "Z7": 7, "S3": 6, "S5": 120}[group]
+  every = np.arange(n)
+  np.testing.assert_array_equal(product[0], every)
+  np.testing.assert_array_equal(product[:, 0], every)
+  assert all(set(row) == set(every) for row in [*product, *product.T])
+  a, b, c = np.random.default_rng(0).integers(0, n, (3, 200))
+  left, right = product[product[a, b], c], product[a, product[b, c]]
+  np.testing.assert_array_equal(left, right)
+  assert (product == product.T).all() == group.startswith("Z")
+
+
+def whole_words(made):
+  """tokens, targets and weights of each sequence of a batch."""
+  parts = []
+  for row in range(len(made["reset"])):
+    starts = np.flatnonzero(made["reset"][row])
+    for part in np.split(np.arange(made["reset"].shape[1]), starts[1:]):
+      parts.append(
+        [made[k][row, part] for k in ("tokens", "targets", "weights")]
+      )
+  return parts
+
+
+def test_words_are_multiplied():
+  """S3 by permuting three things, one element after the other."""
+  task = data.load({"name": "task:words,low=5,high=9,length=20"})
+  elements = list(itertools.permutations(range(3)))
+  made = jax.device_get(task.batch(0, 0, 40, 20))
+  sizes = set()
+  for tokens, targets, weights in whole_words(made):
+    n = int(weights.sum())
+    sizes.add(n)
+    assert weights[:n].all()
+    things = (0, 1, 2)
+    for token, target in zip(tokens[:n], targets[:n], strict=True):
+      things = tuple(elements[token][i] for i in things)
+      assert elements[target] == things
+  assert sizes == {5, 6, 7, 8, 9}
+
+
+def test_parity_is_asked_at_the_end_and_further_on():
+  task = data.load({"name": "task:parity,high=10,far=24"})
+  assert (task.vocab, task.length) == (
+    2,
+    24,
+  ) and "scored on 10 to 24" in task.note
+  train = whole_words(jax.device_get(task.batch(0, 0, 200, 24)))
+  test = whole_words(next(iter(task.windows("test", 24, batch=200))))
+  for found, low, high in ((train, 3, 10), (test, 10, 24)):
+    sizes = set()
+    for tokens, targets, weights in found:
+      (last,) = np.flatnonzero(weights)
+      sizes.add(last + 1)
+      assert targets[last] == tokens[: last + 1].sum() % 2
+    assert sizes == set(range(low, high + 1))
+  assert len(train) == 400 and len(test) == 200
+
+
+@pytest.mark.parametrize(
+  "fields, said",
+  [
+    ({"group": "A5"}, "group=A5: Z2 to Z99, S3, S4 or S5"),
+    ({"low": 40}, "low=40 must be at least 1 and at most high=32"),
+    ({"far": 20}, "far=20 must be 0 or at least high=32"),
+    ({"answer": "none"}, "answer='none': all or last"),
+    ({"length": 30}, "length=30 must hold a sequence of 32"),
+  ],
+)
+def test_words_refuse(fields, said):
+  with pytest.raises(ValueError, match=said):
+    words.Config(**fields)
 
 
 def test_unknown_task():

@@ -4,7 +4,7 @@ import os
 
 import jax
 import pytest
-from models import CONFIGS, batch, config
+from models import CONFIGS, MIXERS, batch, config
 
 from train.sharding import Sharding
 from train.step import Step
@@ -22,13 +22,14 @@ def sharding(request):
   found = topologies.get_topology_desc(
     platform="tpu", topology_name=request.param
   )
-  return Sharding(devices=found.devices)
+  return request.param, Sharding(devices=found.devices)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_training_step_compiles(name, sharding, monkeypatch):
+def test_a_training_step_compiles(name, sharding, monkeypatch, record_property):
   # what is traced is what a TPU would be given
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  topology, sharding = sharding
   c = config(name)
   c.train.batch, c.model.dtype = 8, "bfloat16"
   step = Step(c)
@@ -38,3 +39,5 @@ def test_a_training_step_compiles(name, sharding, monkeypatch):
   data = sharding.placed(data, sharding.batch_specs(data))
   compiled = step.train.lower(state, data).compile()
   assert compiled.memory_analysis().temp_size_in_bytes > 0
+  if name in MIXERS:
+    record_property("provenance", ["mixers", name, "tpu", topology])

@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import math
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import ml_collections
 import models
 import pytest
 
-from train import workdir
+from train import evaluate, generate, workdir
 
 CONFIG = {
   "model": {"dim": 24, "pattern": ("a", {"mixer": "b"}), "channels": {}},
@@ -68,6 +69,75 @@ def test_the_config_comes_back_hashable(tmp_path):
   hash(saved["config"]["model"]["pattern"][:1])
 
 
+KEPT = ("checkpoints/3/seal", "damaged/3.0/seal", "result.json")
+
+
+@pytest.mark.parametrize(
+  "kept", [None, *KEPT, *(f"runs/a/b/{k}" for k in KEPT)]
+)
+def test_a_config_is_replaced_until_something_was_saved(tmp_path, kept):
+  if kept:
+    (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / kept).touch()
+  other = changed("model.dim", 32)
+  with workdir.Workdir(tmp_path) as w:
+    w.record(CONFIG, "abc")
+    if kept:
+      with pytest.raises(ValueError, match="dim: saved 24, given 32"):
+        w.record(other, "abd")
+    else:
+      assert not w.record(other, "abd")
+  given, data = (CONFIG, "abc") if kept else (other, "abd")
+  assert workdir.read(tmp_path) == {"format": 1, "config": given, "data": data}
+
+
+def test_a_comparison_is_no_run_and_a_run_no_comparison(tmp_path):
+  plan = {"params": 500, "tokens": 100, "lrs": [1e-3]}
+  for first, second in ((plan, CONFIG), (CONFIG, plan)):
+    path = tmp_path / f"{len(first)}"
+    (path / "runs/a/b/checkpoints/3").mkdir(parents=True)
+    with workdir.Workdir(path) as w:
+      w.record(first)
+      with pytest.raises(ValueError, match="holds a .*--workdir") as e:
+        w.record(second)
+    assert "\n" not in str(e.value)
+  with pytest.raises(ValueError, match="a comparison, .*runs/ARM/RUN"):
+    workdir.of_run(tmp_path / "3")
+  assert workdir.of_run(tmp_path / "2") == CONFIG
+  with pytest.raises(ValueError, match="no folder"):
+    workdir.of_run(tmp_path / "4")
+
+
+@pytest.mark.parametrize(
+  ("call", "error"),
+  [
+    (lambda run: evaluate.whole(run, context=-1), "--context=-1 must be at"),
+    (lambda run: evaluate.whole(run, chunk=0), "--chunk=0 must be at least 1"),
+    (lambda run: evaluate.whole(run), "holds a comparison"),
+    (lambda run: next(generate.stream(run, b"")), "holds a comparison"),
+    (
+      lambda run: next(generate.stream(run, b"", temperature=math.nan)),
+      "--temperature=nan must be",
+    ),
+    (lambda run: next(generate.stream(run, b"", top_p=2)), "--top_p=2 must be"),
+  ],
+)
+def test_who_reads_a_run_says_what_is_wrong(tmp_path, call, error):
+  with workdir.Workdir(tmp_path) as w:
+    w.record({"params": 500})
+  with pytest.raises(ValueError, match=error):
+    call(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_once(tmp_path):
+  (tmp_path / "old.json").write_text("kept")
+  for path in ("none/a.json", "."):
+    with pytest.raises(OSError, match="cannot write"):
+      workdir.check_writable(tmp_path / path)
+  workdir.check_writable(tmp_path / "old.json")
+  assert [f.read_text() for f in tmp_path.iterdir()] == ["kept"]
+
+
 @pytest.mark.parametrize(
   "path, value, line",
   [
@@ -78,6 +148,7 @@ def test_the_config_comes_back_hashable(tmp_path):
   ],
 )
 def test_another_config_is_refused_field_by_field(tmp_path, path, value, line):
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
   with workdir.Workdir(tmp_path) as w:
     w.record(CONFIG)
     before = (tmp_path / "config.json").read_bytes()
@@ -88,6 +159,7 @@ def test_another_config_is_refused_field_by_field(tmp_path, path, value, line):
 
 
 def test_other_data_is_refused(tmp_path):
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
   with workdir.Workdir(tmp_path) as w:
     w.record(CONFIG, "abc")
     for data in ("abd", None):

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import arch
 from arch import lm
@@ -147,6 +148,33 @@ def decoding(model, state, seconds: float) -> float:
   start = jnp.zeros((1, 1), jnp.int32), memory
   took, _ = fastest(lambda c: one(arrays, c), start, seconds, calls=16)
   return 1 / took
+
+
+def mixer(cfg, name: str, seconds: float = 1.0) -> dict:
+  """Value and gradient of one mixer alone, with its norm: 1 x 2,048 tokens of
+  width 256, in heads of 64 where it has a size of them.
+
+  Returns:
+    seconds, and memory_bytes of what the compiled program keeps on the way.
+  """
+  cfg = resize(
+    cfg, dim=256, depth=1, length=2048, batch=1, symbols=2, dtype="float32"
+  )
+  cfg.model.pattern, cfg.model.channel, cfg.model.depth = (name,), "none", 1
+  if "head" in cfg.model.mixers[name]:
+    cfg.model.mixers[name].head = 64
+  params, buffers = lm.pure(arch.build(cfg.model, rngs=nnx.Rngs(0)))
+  model = arch.abstract(cfg.model)
+  x = jax.random.normal(jax.random.key(0), (1, 2048, 256))
+
+  def value(params, x):
+    return jnp.sum(jnp.sin(lm.fill(model, params, buffers).mix(x)[0]))
+
+  run = jax.jit(jax.value_and_grad(value, (0, 1)))
+  run = run.lower(params, x).compile()
+  took, _ = fastest(lambda _: run(params, x), None, seconds)
+  memory = run.memory_analysis().temp_size_in_bytes
+  return {"seconds": took, "memory_bytes": memory}
 
 
 def kernels(seconds: float = 1.0) -> Iterator[dict]:

@@ -225,7 +225,7 @@ def load_model(path, which="best"):
   """
   if which not in ("best", "last"):
     raise ValueError(f"which={which!r}: best or last")
-  model = lm.abstract(workdir.read(path)["config"]["model"])
+  model = lm.abstract(workdir.of_run(path)["model"])
   whole = []
   for step in ranked(path):
     folder = Path(path) / FOLDER / str(step)
@@ -237,6 +237,8 @@ def load_model(path, which="best"):
   if not whole:
     raise ValueError(f"{path} holds no whole checkpoint")
   step = whole[0] if which == "best" else max(whole)
+  if len(whole) < len(steps(path)):
+    say(f"{path}: the checkpoint of step {step} is used")
   params, buffers = lm.pure(model)
   target = {"params": params, "buffers": buffers}
   return lm.fill(

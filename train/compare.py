@@ -9,6 +9,7 @@ runs/ARM/RUN/result.json, so an interrupted comparison goes on where it stopped.
 import dataclasses
 import datetime
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from train import loop, platform, sizes, workdir
 from train.evaluate import Scorer
 from train.step import Step
 
+LENGTH = 256  # tokens a sequence of text
 DECODE = (1024, 65_536)  # lengths at which decoding is counted
 
 
@@ -31,7 +33,7 @@ class Plan:
   Attributes:
     params: parameters of every arm, within 1 %; None for each config's own.
     tokens: of one run, rounded up to whole steps.
-    length: tokens a sequence.
+    length: tokens a sequence; None for a task's own, and LENGTH of text.
     batch: sequences a step.
     data: a name that train.data.load knows.
     seeds: how many seeds are trained at an arm's best rate.
@@ -42,7 +44,7 @@ class Plan:
 
   params: int | None
   tokens: int
-  length: int
+  length: int | None
   batch: int
   data: str
   seeds: int
@@ -52,9 +54,10 @@ class Plan:
 
   def __post_init__(self):
     for name in ("tokens", "length", "batch", "seeds", "eval_bytes"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-    if not self.lrs or min(self.lrs) <= 0:
+      value = getattr(self, name)
+      if value is not None and value < 1:
+        raise ValueError(f"{name}={value} must be at least 1")
+    if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
       raise ValueError(f"lrs={self.lrs}: name positive learning rates")
     if len(set(self.lrs)) < len(self.lrs):
       raise ValueError(f"lrs={self.lrs} names a rate twice")
@@ -97,7 +100,11 @@ class Comparison:
   """
 
   def __init__(self, configs: Mapping, plan: Plan, path, *, say, together=0):
-    self.plan, self.path, self.say = plan, Path(path), say
+    if together < 0:
+      raise ValueError(f"--together={together} must be at least 0")
+    if not configs:
+      raise ValueError("no arms to compare: name them in --archs")
+    self.path, self.say = Path(path), say
     alone = jax.default_backend() == "cpu"
     self.together = together or (1 if alone else max(plan.seeds, len(plan.lrs)))
     self.signals = loop.Signals()
@@ -111,19 +118,24 @@ class Comparison:
       if kind not in self.data:
         self.data[kind] = data_lib.load(cfg.data.to_dict(), progress=say)
       self.configs[name] = (cfg, self.data[kind])
+    if plan.length is None:
+      data = next(iter(self.data.values()))
+      length = data.length if data.is_task else LENGTH
+      plan = dataclasses.replace(plan, length=length)
+    self.plan = plan
 
   def run(self) -> dict | None:
     """The results, or None where a signal asked to stop before the end."""
     with workdir.Workdir(self.path) as folder, self.signals:
       first = next(iter(self.data.values()))
-      # arms, rates and seeds may be added later: each run has its own folder
-      plan = dataclasses.asdict(self.plan)
-      del plan["lrs"], plan["seeds"]
-      folder.record(plan, first.hash)
       arms, planned = {}, {}
       for name, (cfg, data) in self.configs.items():
         planned[name] = self.plan.apply(cfg, data)
         arms[name] = self.measure(planned[name])
+      # arms, rates and seeds may be added later: each run has its own folder
+      plan = dataclasses.asdict(self.plan)
+      del plan["lrs"], plan["seeds"]
+      folder.record(plan, first.hash)
       self.show(arms)
       runs = []
       for name, (_, data) in self.configs.items():
@@ -202,17 +214,27 @@ class Comparison:
         if found is None:
           return None
         workdir.replace(file, json.dumps(found))
-      found = json.loads(file.read_text())
-      self.same(file, cfg, found)
-      done += found
+      done += self.finished(file, cfg)
     return done
 
   @staticmethod
-  def same(file, cfg, runs):
-    """ValueError where finished runs are of another config than this."""
+  def finished(file, cfg) -> list[dict]:
+    """The runs of a result.json.
+
+    Raises:
+      ValueError: it is not whole, or they are of another config than this.
+    """
+    try:
+      runs = json.loads(file.read_text(encoding="utf-8"))
+      configs = [workdir.flat(workdir.tuples(run["config"])) for run in runs]
+      if not configs:
+        raise ValueError("it is empty")
+    except (ValueError, TypeError, KeyError) as error:
+      raise ValueError(
+        f"{file} holds no whole run ({error!r}): delete it to train that again"
+      ) from None
     given = workdir.flat(workdir.plain(cfg))
-    for run in runs:
-      saved = workdir.flat(workdir.tuples(run["config"]))
+    for saved in configs:
       other = [
         f"{k}: saved {saved.get(k)!r}, given {given.get(k)!r}"
         for k in saved | given
@@ -223,6 +245,7 @@ class Comparison:
           f"{file} is of another config; name another --workdir, or delete it "
           "to train it again:\n  " + "\n  ".join(other)
         )
+    return runs
 
   def train(self, name, cfg, data, programs, phase, group, path):
     """Trains one group and scores it; None if a signal stopped it."""

@@ -22,6 +22,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -176,9 +177,11 @@ def from_path(given: str) -> Corpus:
     parts = {key: _read(path / f"{key}.txt") for key in SPLITS}
     missing = [key for key in SPLITS if parts[key] is None]
     if "train" in missing or len(missing) == 2:
+      one = next(iter(sorted(path.glob("*.txt*"))), path / "FILE")
       raise ValueError(
         f"{path} has no {', no '.join(f'{key}.txt' for key in missing)} (nor "
-        ".gz, .xz); needed: train.txt and at least one of valid.txt, test.txt"
+        ".gz, .xz); needed: train.txt and at least one of valid.txt, test.txt; "
+        f"one file is named as text:{one}"
       )
     note = ""
     for key in missing:
@@ -248,6 +251,9 @@ def _builder(given: str):
       raise ValueError(
         f"unknown TFDS set {given!r}: {closest(given, known)}"
       ) from None
+    except ValueError as error:  # of some lines
+      why = textwrap.shorten(str(error), 400)
+      raise ValueError(f"tfds:{given}: {why}") from None
   features = builder.info.features.items()
   return builder, [k for k, f in features if isinstance(f, tfds.features.Text)]
 

@@ -61,7 +61,7 @@ class Config:
         f"{closest(self.tokenizer, tokenizer.KINDS)}"
       )
     if self.tokenizer == "bpe" and not 256 <= self.vocab <= 65536:
-      raise ValueError(f"{self.vocab=}: a byte-level BPE has 256 to 65536")
+      raise ValueError(f"vocab={self.vocab}: a byte-level BPE has 256 to 65536")
 
 
 def load(
@@ -313,11 +313,20 @@ def _fields(name: str, text: str) -> dict[str, Any]:
     call = ast.parse(f"f({text})", mode="eval").body
     if call.args:
       raise ValueError("a value without a field's name")
-    return {k.arg: ast.literal_eval(k.value) for k in call.keywords}
+    return {k.arg: _value(k) for k in call.keywords}
   except (ValueError, SyntaxError) as error:
     raise ValueError(
       f"{name!r}: fields of a task are written as task:mqar,vocab=128,pairs=8 "
       f"({error})"
+    ) from None
+
+
+def _value(field: ast.keyword):
+  try:
+    return ast.literal_eval(field.value)
+  except ValueError:
+    raise ValueError(
+      f"{ast.unparse(field)} is neither a number nor a tuple of them"
     ) from None
 
 
@@ -343,7 +352,7 @@ class Task:
 
   def batch(self, seed, step, batch: int, length: int) -> dict[str, jax.Array]:
     """Training batch number `step`; seed and step may be traced."""
-    return self._make((0, seed, step), batch, length)
+    return self._make(self.cfg, (0, seed, step), batch, length)
 
   def windows(
     self, split: str, length: int, size: int = 256_000, batch: int = 8
@@ -352,15 +361,16 @@ class Task:
     streams = {"valid": VALID, "test": TEST}
     if split not in streams:
       raise ValueError(f"unknown split {split!r}: {closest(split, streams)}")
+    cfg = self.cfg.scored
     make = jax.jit(
-      lambda index: self._make((streams[split], 0, index), batch, length)
+      lambda index: self._make(cfg, (streams[split], 0, index), batch, length)
     )
     return Batches(-(-size // (batch * length)), 0, make)
 
-  def _make(self, path, batch: int, length: int) -> dict[str, jax.Array]:
+  def _make(self, cfg, path, batch: int, length: int) -> dict[str, jax.Array]:
     if length != self.length:
       raise ValueError(
         f"{self.name} makes sequences of {self.length}, asked for {length=}"
       )
     key = functools.reduce(jax.random.fold_in, path, jax.random.key(0))
-    return self._task.batch(self.cfg, key, batch)
+    return self._task.batch(cfg, key, batch)

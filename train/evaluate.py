@@ -110,7 +110,10 @@ def whole(
   Returns:
     The score, and the data that it is of.
   """
-  cfg = workdir.read(run)["config"]
+  for name, value in (("context", context), ("chunk", chunk)):
+    if value is not None and value < 1:
+      raise ValueError(f"--{name}={value} must be at least 1")
+  cfg = workdir.of_run(run)
   named = {**cfg["data"], "name": data or cfg["data"]["name"]}
   text = data_lib.load(named, tokens=tokenizer.of_run(run))
   if text.is_task:

@@ -1,6 +1,7 @@
 """Text from a trained model, a symbol at a time from the carried state."""
 
 import functools
+import math
 from collections.abc import Iterator
 
 import jax
@@ -46,6 +47,10 @@ def stream(
   Raises:
     ValueError: no such run, or one that was trained on a task.
   """
+  if not 0 <= temperature < math.inf:
+    raise ValueError(f"--temperature={temperature} must be 0 or a number above")
+  if not 0 <= top_p <= 1:
+    raise ValueError(f"--top_p={top_p} must be from 0 to 1")
   tokens = tokenizer.of_run(workdir)
   model = checkpoint.load_model(workdir, which)
   graph, weights = lm.split(model)

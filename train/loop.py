@@ -7,6 +7,7 @@ to go on, and a run that was killed ends with the numbers of one that was not.
 
 import contextlib
 import dataclasses
+import math
 import signal
 import time
 from collections.abc import Sequence
@@ -26,6 +27,10 @@ from train.sharding import Sharding
 from train.step import Step
 from train.workdir import Workdir
 
+AT_LEAST_1 = (
+  "steps batch length accumulate log_every eval_every eval_bytes save_every"
+).split()
+
 
 class Diverged(ValueError):
   """The loss or a gradient of a run was not finite."""
@@ -39,7 +44,7 @@ class Result:
     state: the training state, with its replicates.
     step: how many steps it has made.
     done: whether these are all of its steps.
-    scores: the last evaluation, one Score a replicate.
+    scores: the last evaluation, one Score a replicate; [] before the first.
     seconds: time spent in training steps after the first, which compiles.
     compile_seconds: the first step's, 0 where the step was compiled before.
     curve: one line of metrics.jsonl after another.
@@ -59,8 +64,28 @@ class Result:
 
 
 def resolve(cfg, data) -> ml_collections.ConfigDict:
-  """cfg with the data's number of symbols; ValueError where it has another."""
+  """cfg with the data's number of symbols.
+
+  Raises:
+    ValueError: it has another, or fields of its `train` that no run can have.
+  """
   cfg = cfg.copy_and_resolve_references()
+  t = cfg.train
+  for name in AT_LEAST_1:
+    if t[name] < 1:
+      raise ValueError(f"train.{name}={t[name]} must be at least 1")
+  if t.batch % t.accumulate:
+    raise ValueError(
+      f"train.accumulate={t.accumulate} must divide train.batch={t.batch}"
+    )
+  if not 0 < t.lr < math.inf:
+    raise ValueError(f"train.lr={t.lr} must be positive and finite")
+  if data.is_task and t.length != data.length:
+    raise ValueError(
+      f"{data.name} makes sequences of {data.length}, and train.length is "
+      f"{t.length}: give --length={data.length} to launch.compare, "
+      f"--config.train.length={data.length} to launch.train"
+    )
   given = cfg.model.vocab.size
   if given not in (0, data.vocab):
     raise ValueError(
@@ -175,11 +200,14 @@ def run(
 
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(Workdir(path))
-    folder.record(cfg, None if data.is_task else data.hash)
-    if not data.is_task:
-      data.tokenizer.save(Path(path) / tokenizer.FILE)
     if signals is None:
       signals = stack.enter_context(Signals())
+    next_batch, iterator = batches(cfg, data, seed)
+    sharding = Sharding.fitting(
+      t.model_devices, t.batch // t.accumulate, len(replicates or ())
+    )
+    scorer = scorer or Scorer(step.model)
+    windows = data.windows("valid", length=t.length, size=t.eval_bytes)
     checkpoints = stack.enter_context(
       Checkpoints(
         folder,
@@ -188,10 +216,10 @@ def run(
         better="max" if data.is_task else "min",
       )
     )
-    next_batch, iterator = batches(cfg, data, seed)
-    sharding = Sharding.fitting(
-      t.model_devices, t.batch // t.accumulate, len(replicates or ())
-    )
+    # nothing refuses this config any more: now the folder is its
+    folder.record(cfg, None if data.is_task else data.hash)
+    if not data.is_task:
+      data.tokenizer.save(Path(path) / tokenizer.FILE)
     state = sharding.state(step.init(seed, lr))
     restored = checkpoints.restore(state, iterator)
     start = 0
@@ -201,8 +229,6 @@ def run(
     stack.callback(log.close)
     curve = metrics_lib.read(folder)
     clock = Clock(next((c["seconds"] for c in curve[::-1]), 0.0))
-    scorer = scorer or Scorer(step.model)
-    windows = data.windows("valid", length=t.length, size=t.eval_bytes)
     scores = []
     tokens = t.batch * t.length
     bar = stack.enter_context(
@@ -224,10 +250,16 @@ def run(
       bar.set_postfix_str(f"loss {np.mean(found['loss']):.3f}", refresh=False)
       if not alive.any():
         checkpoints.wait()
+        newest = checkpoints.latest()
         raise Diverged(
           f"step {n}: the loss is {values['loss']}, with a gradient norm of "
-          f"{values['grad_norm']}; the newest checkpoint is of step "
-          f"{checkpoints.latest()}. Try a lower train.lr than {lr}"
+          f"{values['grad_norm']}; "
+          + (
+            "nothing was saved yet"
+            if newest is None
+            else f"the newest checkpoint is of step {newest}"
+          )
+          + f". Try a lower train.lr than {lr}"
         )
       if n % t.log_every == 0 or n == t.steps:
         add(n, **values)
@@ -287,7 +319,7 @@ def run(
       checkpoints.save(n, state, iterator)
     clock.stop()
     checkpoints.wait()
-    if not scores:
+    if not scores and n >= t.steps:
       scores = scorer(state, windows, windows.bytes)
     return Result(
       state, n, n >= t.steps, scores, clock.seconds, compile_seconds, curve

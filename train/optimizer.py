@@ -30,7 +30,10 @@ def schedule(cfg):
       f"unknown schedule {cfg.schedule!r}: {closest(cfg.schedule, SCHEDULES)}"
     )
   if cfg.warmup >= cfg.steps and cfg.steps > 1:
-    raise ValueError(f"warmup={cfg.warmup} must be below steps={cfg.steps}")
+    raise ValueError(
+      f"train.warmup={cfg.warmup} must be below train.steps={cfg.steps}: give "
+      f"a --config.train.warmup such as {cfg.steps // 10}"
+    )
 
   def share(step):
     step = jnp.float32(step)

@@ -53,7 +53,9 @@ def setup(platform: str | None = None, cores: bool = False):
   own_arch()
   if platform in DEVICES and not device_files(platform):
     raise absent(
-      platform, f"this machine has no {' or '.join(DEVICES[platform])}"
+      platform,
+      f"no {platform.upper()} was found (there is no "
+      f"{' or '.join(DEVICES[platform])})",
     )
   on_cpu = platform == "cpu" or not any(map(device_files, DEVICES))
   if on_cpu:

@@ -64,10 +64,12 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
 
   step = demanded(lambda D: count(D, usual(D)), dim)
   low, high = 1, WIDEST // step  # in steps
-  if count(step, 1) > budget * (1 + TOLERANCE):
+  least, most = count(step, 1), count(high * step, usual(high * step))
+  if not least / (1 + TOLERANCE) <= budget <= most * (1 + TOLERANCE):
     raise ValueError(
-      f"no width reaches {budget:,} parameters: model.dim={step} and "
-      f"{cfg.match.size}=1, the least, have {count(step, 1):,}"
+      f"no width reaches {budget:,} parameters: they go from {least:,} at "
+      f"model.dim={step} and {cfg.match.size}=1 to {most:,} at "
+      f"model.dim={high * step}"
     )
   while low < high:
     middle = (low + high) // 2

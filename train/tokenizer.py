@@ -4,6 +4,7 @@ Both are exact: decode(encode(text)) == text, so that bits per byte can count
 the bytes of the raw text. The BPE needs UTF-8; bytes need nothing.
 """
 
+import concurrent.futures
 import functools
 import hashlib
 import itertools
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from train import workdir
 from train.corpus import Split
 
 KINDS = ("bytes", "bpe")
@@ -71,7 +73,9 @@ class BPE:
       initial_alphabet=sorted(_letters()),
     )
     texts = (piece for d in documents for piece in _cut(_text(d)))
-    bpe.train_from_iterator(texts, trainer)
+    # in a thread: a signal is not heard in a call of minutes
+    with concurrent.futures.ThreadPoolExecutor(1) as one:
+      one.submit(bpe.train_from_iterator, texts, trainer).result()
     return cls(bpe.to_str())
 
   @property
@@ -114,16 +118,17 @@ def load(path: pathlib.Path) -> Bytes | BPE:
   return Bytes() if kind == "bytes" else BPE(text)
 
 
-def of_run(workdir) -> Bytes | BPE:
+def of_run(run) -> Bytes | BPE:
   """The tokeniser that a run was trained with.
 
   Raises:
     ValueError: the run has none: it is no run, or one on a task.
   """
-  path = pathlib.Path(workdir) / FILE
+  workdir.of_run(run)  # or says what else it is
+  path = pathlib.Path(run) / FILE
   if not path.exists():
     raise ValueError(
-      f"no {path}: {workdir} is no run on text (a task has no tokeniser)"
+      f"no {path}: {run} is no run on text (a task has no tokeniser)"
     )
   return load(path)
 

@@ -15,6 +15,7 @@ OSError, with the path and what to do, where the disk does not take a file.
 import contextlib
 import errno
 import fcntl
+import itertools
 import json
 import os
 import socket
@@ -35,6 +36,8 @@ ADVICE = {
   errno.EPERM: "make it writable or name another --workdir",
   errno.EEXIST: "name a folder as --workdir",
   errno.ENOTDIR: "name a folder as --workdir",
+  errno.EISDIR: "name a file",
+  errno.ENOENT: "make its folder",
 }
 
 
@@ -70,6 +73,17 @@ def replace(path, text: str):
     except OSError:
       new.unlink(missing_ok=True)
       raise
+
+
+def check_writable(path):
+  """OSError, before any work, where `replace` could not write a file."""
+  path = Path(path)
+  new = path.with_name(f"{path.name}.new")
+  with writing(path):
+    if path.is_dir():
+      raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    new.touch()
+    new.unlink()
 
 
 class Workdir(os.PathLike):
@@ -109,6 +123,9 @@ class Workdir(os.PathLike):
   def record(self, config: Mapping, data: str | None = None) -> bool:
     """Writes config.json, or compares with the one of a run that goes on.
 
+    Until something was saved another config takes its place: it may be the
+    correction of one that could not be trained.
+
     Args:
       config: nested dicts of what JSON can hold, or a ConfigDict.
       data: the data's hash, None for a synthetic task.
@@ -137,14 +154,19 @@ class Workdir(os.PathLike):
     ]
     if saved["data"] != data:
       refused.append(f"data changed: saved {saved['data']}, given {data}")
-    if refused:
+    if refused and holds(self.path):
+      if kind(saved["config"]) != kind(config):
+        raise ValueError(
+          f"{self.path} holds a {kind(saved['config'])}, and this is a "
+          f"{kind(config)}: name another --workdir"
+        )
       raise ValueError(
         f"{self.path} is a run of another config; go on with the saved one or "
         "name another --workdir:\n  " + "\n  ".join(refused)
       )
-    if different:
+    if different or refused:
       replace(file, text)
-    return True
+    return not refused
 
   def close(self):
     """Lets the next process in."""
@@ -166,6 +188,8 @@ def read(path) -> dict:
     ValueError: no config.json, or none that this version understands.
   """
   file = Path(path) / "config.json"
+  if not Path(path).is_dir():
+    raise ValueError(f"there is no folder {path}: name a run's as --workdir")
   try:
     saved = json.loads(file.read_text(encoding="utf-8"))
   except FileNotFoundError:
@@ -176,6 +200,37 @@ def read(path) -> dict:
   if found != FORMAT:
     raise ValueError(f"{file} has format {found}, this version reads {FORMAT}")
   return tuples(saved)
+
+
+def of_run(path) -> dict:
+  """The config of the run in a folder.
+
+  Raises:
+    ValueError: there is none, or the folder holds a comparison.
+  """
+  config = read(path)["config"]
+  if kind(config) != "run":
+    runs = sorted(Path(path).glob("runs/*/*/config.json"))
+    one = runs[0].parent if runs else f"{path}/runs/ARM/RUN"
+    raise ValueError(
+      f"{path} holds a comparison, which has no one model: name one of its "
+      f"runs, such as --workdir={one}"
+    )
+  return config
+
+
+def kind(config: Mapping) -> str:
+  """Of what a config.json is."""
+  return "run" if "model" in config else "comparison"
+
+
+def holds(path) -> bool:
+  """Whether a run, or a run of a comparison, has saved anything there."""
+  path = Path(path)
+  kept = (path.rglob(f"{name}/*") for name in ("checkpoints", "damaged"))
+  return any(f.name[:1].isdecimal() for f in itertools.chain(*kept)) or any(
+    path.rglob("result*.json")
+  )
 
 
 def plain(config):

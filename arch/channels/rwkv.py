@@ -4,8 +4,9 @@
 
 Peng et al. 2025, https://arxiv.org/abs/2503.14456. m and W start as in BlinkDL/
 RWKV-LM, RWKV-v7/train_temp/src/model.py: m_i = 1 - (i / D)^(r^4) with r = 1 -
-layer / depth, W_up uniform in +-0.5 / sqrt(D), W_down 0. The state is the last
-token; a document's first token sees zeros.
+layer / depth, W_up orthogonal and W_down 0, which its generate_init_weight puts
+over what the layer drew. The state is the last token; a document's first token
+sees zeros.
 
 B batch  T time  D width  W hidden units
 """
@@ -26,8 +27,8 @@ class Channel(nnx.Module):
     kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
     power = (1 - layer / cfg.depth) ** 4
     self.mix = layers.Vector(1 - (jnp.arange(D) / D) ** power)
-    half = layers.uniform_fan_in(0.5)
-    self.up = layers.Linear(D, W, init=half, **kw)
+    orthogonal = nnx.initializers.orthogonal()
+    self.up = layers.Linear(D, W, init=orthogonal, **kw)
     self.down = layers.Linear(W, D, init=nnx.initializers.zeros, **kw)
 
   def init_state(self, batch, length=None):

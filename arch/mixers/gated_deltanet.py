@@ -1,18 +1,21 @@
 """Gated DeltaNet: a matrix state a head that forgets, then corrects one key.
 
   q, k, v = silu(conv(u W_qkv)),  z = u W_z,  b, a = u W_gates
-  q = q / |q| / sqrt(K),  k = k / |k|,  beta = sigmoid(b)
+  q = q / |q| / sqrt(K),  k = k / |k|
+  beta = sigmoid(b), or 2 sigmoid(b): eigenvalues from -1, not 0, to 1
   alpha = exp(-exp(A_log) softplus(a + dt_bias))
   S_t = alpha_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T
   o_t = S_t^T q_t
   out = (norm(o) silu(z)) W_out,  norm over a head
 
 Yang, Kautz and Hatamizadeh 2024, https://arxiv.org/abs/2412.06464, eq. 10 and
-section 3.4; sizes, parameters and their start as in fla-org/
-flash-linear-attention, layers/gated_deltanet.py: H K near 3/4 dim and V = 2 K
-give 6 dim^2 parameters; torch.nn.Linear's start; no biases.
+section 3.4; negative eigenvalues: Grazzi et al. 2024,
+https://arxiv.org/abs/2411.12537; sizes, parameters and their start as in
+fla-org/flash-linear-attention, layers/gated_deltanet.py: H K near 3/4 dim and
+V = 2 K give 6 dim^2 parameters; torch.nn.Linear's start, from which
+NVlabs/GatedDeltaNet trains; no biases. One q and k serve H / G heads.
 
-B batch  T time  D width  H heads  K key width  V value width
+B batch  T time  D width  H heads  G key heads  K key width  V value width
 """
 
 import dataclasses
@@ -32,27 +35,46 @@ class Config(layers.Config):
   Attributes:
     head: K, the width of a head's query and key.
     heads: H; None for the number that brings H K nearest to 3/4 dim.
+    key_heads: G, heads of queries and keys; None for H.
     expand: V / K.
     conv: taps of the short convolution.
+    neg_eigval: whether the state's eigenvalues may be negative.
+    eps: of the norm.
   """
 
   head: int = 64
   heads: int | None = None
+  key_heads: int | None = None
   expand: int = 2
   conv: int = 4
+  neg_eigval: bool = False
+  eps: float = 1e-5
 
   def __post_init__(self):
-    for name in ("head", "expand", "conv"):
+    for name in ("head", "count", "expand", "conv"):
       if getattr(self, name) < 1:
+        given = "heads" if name == "count" else name
         raise ValueError(
-          f"gated_deltanet: {name}={getattr(self, name)} must be at least 1"
+          f"{type(self).__module__}: {given}={getattr(self, name)} must be at "
+          "least 1"
         )
-    if self.heads is not None and self.heads < 1:
-      raise ValueError(f"gated_deltanet: heads={self.heads} must be at least 1")
+    self.divide("count", "key_count")
 
   @property
   def count(self):
-    return self.heads or max(1, round(0.75 * self.dim / self.head))
+    if self.heads is not None:
+      return self.heads
+    return max(1, round(0.75 * self.dim / self.head))
+
+  @property
+  def key_count(self):
+    return self.count if self.key_heads is None else self.key_heads
+
+
+def decay_rate(key, shape):
+  """exp(A_log) is uniform in (0, 16]."""
+  # 1 - uniform is in (0, 1]: no logarithm of 0
+  return jnp.log(16 * (1 - jax.random.uniform(key, shape)))
 
 
 def unit(x):
@@ -64,46 +86,56 @@ def unit(x):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    H, K = cfg.count, cfg.head
-    V = cfg.expand * K
+    H, G, K, V = self.sizes
     kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
-    self.in_proj = layers.Linear(cfg.dim, 2 * H * (K + V), **kw)
+    self.in_proj = layers.Linear(cfg.dim, 2 * G * K + 2 * H * V, **kw)
     self.gates = layers.Linear(cfg.dim, 2 * H, **kw)
     self.conv = layers.ShortConv(
-      H * (2 * K + V), cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
+      2 * G * K + H * V, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
     )
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    # 1 - uniform is in (0, 1]: no logarithm of 0
-    A = 16 * (1 - jax.random.uniform(rngs.params(), (H,)))
-    self.A_log = layers.Gate(jnp.log(A))
-    self.norm = layers.RMSNorm(V, eps=1e-5)
+    self.A_log = layers.Gate(decay_rate(rngs.params(), (H,)))
+    self.norm = layers.RMSNorm(V, eps=cfg.eps)
     self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
 
+  @property
+  def sizes(self):
+    cfg = self.cfg
+    return cfg.count, cfg.key_count, cfg.head, cfg.expand * cfg.head
+
   def init_state(self, batch, length=None):
-    H, K = self.cfg.count, self.cfg.head
-    return {
-      "conv": self.conv.init_state(batch),
-      "S": jnp.zeros((batch, H, K, self.cfg.expand * K)),
-    }
+    H, _, K, V = self.sizes
+    conv = self.conv.init_state(batch)
+    return {"conv": conv, "S": jnp.zeros((batch, H, K, V))}
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
-    H, K = self.cfg.count, self.cfg.head
-    V = self.cfg.expand * K
+    H, G, K, V = self.sizes
     state = state or {"conv": None, "S": None}
 
-    qkv, z = jnp.split(self.in_proj(u), (H * (2 * K + V),), -1)
+    qkv, z = jnp.split(self.in_proj(u), (2 * G * K + H * V,), -1)
     qkv, conv = self.conv(qkv, reset, state["conv"])
-    q, k, v = jnp.split(jax.nn.silu(qkv), (H * K, 2 * H * K), -1)
-    q, k = (unit(t.reshape(B, T, H, K)) for t in (q, k))
+    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, 2 * G * K), -1)
+    q, k = (unit(t.reshape(B, T, G, K)) for t in (q, k))
+    q, k = (jnp.repeat(t, H // G, 2) for t in (q * K**-0.5, k))
     v = v.reshape(B, T, H, V)
-    beta, a = jnp.split(self.gates(u).astype(jnp.float32), 2, -1)
-    a = jax.nn.softplus(a + self.dt_bias[...][None, None])
-    log_alpha = -jnp.exp(self.A_log[...])[None, None] * a  # B T H
-    write = k * jax.nn.sigmoid(beta)[..., None]
+    beta, log_alpha = self.gate(u)
+    write = k * beta[..., None]
     erase = k * jnp.exp(log_alpha)[..., None]
-    q, write, erase = (t.astype(v.dtype) for t in (q * K**-0.5, write, erase))
+    q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
-    o = self.norm(o.astype(jnp.float32)).reshape(B, T, H * V)
-    o *= jax.nn.silu(z.astype(jnp.float32))
-    return self.out_proj(o), {"conv": conv, "S": S}
+    return self.read(o, z), {"conv": conv, "S": S}
+
+  def gate(self, u):
+    """beta and the log of alpha, in float32, the latter B T H."""
+    H = self.cfg.count
+    ba = self.gates(u).astype(jnp.float32)
+    b, a = ba[..., :-H], ba[..., -H:]
+    a = jax.nn.softplus(a + self.dt_bias[...][None, None])
+    log_alpha = -jnp.exp(self.A_log[...])[None, None] * a
+    return (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b), log_alpha
+
+  def read(self, o, z):
+    """What the heads answer, normalised and gated."""
+    o = self.norm(o.astype(jnp.float32)).reshape(z.shape)
+    return self.out_proj(o * jax.nn.silu(z.astype(jnp.float32)))

@@ -6,6 +6,10 @@ a whole block.
   h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t^T,  y_t = h_t C_t + D x_t
   out = (y silu(z)) W_out
 
+With `negative` 2 exp(dt_t A) - 1 stands for exp(dt_t A), so that a state can
+turn its sign, which counting parities needs: Grazzi et al. 2024,
+https://arxiv.org/abs/2411.12537, section 4.1.
+
 Gu and Dao 2023, https://arxiv.org/abs/2312.00752, algorithm 2 and section 3.4;
 parameters and their start as in state-spaces/mamba, modules/mamba_simple.py
 and, for W_out / sqrt(depth), models/mixer_seq_simple.py. A config pairs it with
@@ -35,6 +39,7 @@ class Config(layers.Config):
     conv: taps of the short convolution.
     eps: of an RMS norm, without weights, of r, B and C each; None for no such
       norm. Falcon Mamba's, https://arxiv.org/abs/2410.05355, section 2.
+    negative: eigenvalues in [-1, 1], not in [0, 1].
   """
 
   state: int = 16
@@ -42,6 +47,7 @@ class Config(layers.Config):
   rank: int | None = None
   conv: int = 4
   eps: float | None = None
+  negative: bool = False
 
   def __post_init__(self):
     for name in ("state", "expand", "conv", "step_rank"):
@@ -102,6 +108,8 @@ class Mixer(nnx.Module):
     A = -jnp.exp(self.A_log[...])
     x, z = x.astype(jnp.float32), z.astype(jnp.float32)
     b, c = b.astype(jnp.float32), c.astype(jnp.float32)
-    y, ssm = diagonal.selective(x, dt, A, b, c, reset, state["ssm"])
+    y, ssm = diagonal.selective(
+      x, dt, A, b, c, reset, state["ssm"], negative=self.cfg.negative
+    )
     y = (y + self.D[...][None, None] * x) * jax.nn.silu(z)
     return self.out_proj(y), {"conv": conv, "ssm": ssm}

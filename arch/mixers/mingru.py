@@ -36,7 +36,9 @@ class Config(layers.Config):
 
   def __post_init__(self):
     if self.expand < 1:
-      raise ValueError(f"mingru: expand={self.expand} must be at least 1")
+      raise ValueError(
+        f"{type(self).__module__}: expand={self.expand} must be at least 1"
+      )
 
   @property
   def inner(self):
@@ -48,22 +50,30 @@ def g(u):
 
 
 class Mixer(nnx.Module):
+  gates = ("z_proj",)
+
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, E = cfg.dim, cfg.inner
     kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
-    self.z_proj = layers.Linear(D, E, **kw)
-    self.v_proj = layers.Linear(D, E, **kw)
+    for name in (*self.gates, "v_proj"):
+      setattr(self, name, layers.Linear(D, E, **kw))
     self.out_proj = layers.Linear(E, D, **kw) if cfg.expand != 1 else None
 
   def init_state(self, batch, length=None):
     return jnp.zeros((batch, self.cfg.inner))
 
   def __call__(self, x, reset, state):
-    z = self.z_proj(x).astype(jnp.float32)
+    gates = (getattr(self, name)(x).astype(jnp.float32) for name in self.gates)
+    z = self.balance(*gates)
     v = self.v_proj(x).astype(jnp.float32)
     # sigmoid(-z) is 1 - sigmoid(z), exact also where the gate is nearly open
     b = jax.nn.sigmoid(z) * g(v)
     h, state = diagonal.scan(jax.nn.sigmoid(-z), b, reset, state)
     y = h.astype(self.cfg.compute)
     return y if self.out_proj is None else self.out_proj(y), state
+
+  @staticmethod
+  def balance(z):
+    """The log odds of writing over keeping."""
+    return z

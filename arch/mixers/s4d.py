@@ -70,6 +70,19 @@ class Config(layers.Config):
       raise ValueError(f"s4d: unknown start={self.start!r}: {hint}")
 
 
+def hold(dt, real, imag):
+  """Zero-order hold of A = real + i imag: dt A and (exp(dt A) - 1) / A.
+
+  Both are pairs (re, im), and the second loses no digits for small steps.
+  """
+  x, angle = dt * real, dt * imag
+  p = jnp.expm1(x) * jnp.cos(angle) - 2 * jnp.sin(angle / 2) ** 2
+  q = jnp.exp(x) * jnp.sin(angle)
+  size = real**2 + imag**2
+  p, q = (p * real + q * imag) / size, (q * real - p * imag) / size
+  return (x, angle), (p, q)
+
+
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
@@ -102,13 +115,8 @@ class Mixer(nnx.Module):
 
   def __call__(self, u, reset, state):
     dt = jnp.exp(self.log_dt[...])[:, None]
-    real, imag = -jnp.exp(self.log_A_real[...]), self.A_imag[...]
-    x, angle = dt * real, dt * imag
-    # (exp(x + i angle) - 1) / A, without loss of digits for small steps
-    p = jnp.expm1(x) * jnp.cos(angle) - 2 * jnp.sin(angle / 2) ** 2
-    q = jnp.exp(x) * jnp.sin(angle)
-    size = real**2 + imag**2
-    p, q = (p * real + q * imag) / size, (q * real - p * imag) / size
+    real = -jnp.exp(self.log_A_real[...])
+    (x, angle), (p, q) = hold(dt, real, self.A_imag[...])
     c, d = self.C[...]
     c, d = 2 * (c * p - d * q), 2 * (c * q + d * p)
     wide = u.astype(jnp.float32)

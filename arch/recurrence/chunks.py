@@ -61,6 +61,15 @@ def where_reset(reset, value, x):
   return jnp.where(reset, jnp.asarray(value, x.dtype), x)
 
 
+def positions(reset, before, time):
+  """B T, the tokens of its document before each. before: B, the first's."""
+  t = jnp.arange(time)[None]
+  first = jnp.broadcast_to(-before[:, None], (before.shape[0], time))
+  if reset is not None:
+    first = jax.lax.cummax(jnp.where(reset, t, first), 1)
+  return t - first
+
+
 def later(x, first):
   """x of the token before, `first` for the first. x: ... C K."""
   first = jnp.full_like(x[..., :1, :], first)

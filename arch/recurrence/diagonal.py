@@ -10,6 +10,8 @@ float32. Each has its reference, which is the formula.
   selective   h_t = exp(dt_t A) h_{t-1} + dt_t x_t B_t,  y_t = C_t . h_t
               D x N numbers, and B T D N never exists. Mamba (Gu and Dao 2023,
               arXiv 2312.00752, algorithm 2, B discretised as its code does).
+              With `negative` 2 exp(dt_t A) - 1 multiplies h_{t-1}, in [-1, 1]
+              (Grazzi et al. 2024, arXiv 2411.12537, section 4.1).
   convolve    h_t = a h_{t-1} + x_t,  y_t = Re(c . h_t), a and c constant in t,
               N pairs a channel. S4D (Gu et al. 2022, arXiv 2206.11893).
 
@@ -19,6 +21,8 @@ chunks, with h carried between them.
 
 B batch, T time, D width, N state, C chunk, M chunks of each of B
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -93,14 +97,15 @@ def linear(a, b, h):
   return jax.lax.scan(step, h, (a, b))[1]
 
 
-def reference_selective(x, dt, A, b, c, reset=None, state=None):
+def reference_selective(x, dt, A, b, c, reset=None, state=None, negative=False):
   a = jnp.exp(chunks.dot("btd,dn->btdn", dt, A))
+  a = 2 * a - 1 if negative else a
   b = chunks.dot("btd,btn->btdn", dt * x, b)
   h, state = reference(a, b, reset, state)
   return chunks.dot("btdn,btn->btd", h, c), state
 
 
-def selective(x, dt, A, b, c, reset=None, state=None, chunk=16):
+def selective(x, dt, A, b, c, reset=None, state=None, negative=False, chunk=16):
   """x, dt: B T D, A: D N <= 0, b, c: B T N -> y: B T D, state: B D N.
 
   A chunk's states exist one chunk at a time, forwards and backwards; between
@@ -117,39 +122,45 @@ def selective(x, dt, A, b, c, reset=None, state=None, chunk=16):
     return x.swapaxes(0, 1).reshape(-1, C, B, x.shape[2])
 
   xs = *map(by_chunk, (x, dt)), A.T, *map(by_chunk, (b, c)), by_chunk(keep, 1)
-  y, h = select(*xs, state.swapaxes(1, 2))
+  y, h = select(*xs, state.swapaxes(1, 2), negative)
   return y.reshape(-1, B, D)[:T].swapaxes(0, 1), h.swapaxes(1, 2)
 
 
-@jax.custom_vjp
-def select(x, dt, A, b, c, keep, h):
-  return select_forward(x, dt, A, b, c, keep, h)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(7,))
+def select(x, dt, A, b, c, keep, h, negative):
+  return select_forward(x, dt, A, b, c, keep, h, negative)[0]
 
 
-def expand(A, x, dt, b, keep):
-  """a and b of one chunk, C B N D: D last, where sums over N are fast."""
-  a = jnp.exp(dt[:, :, None] * A[None, None]) * keep[..., None]
-  return a, b[..., None] * (dt * x)[:, :, None]
+def expand(A, x, dt, b, keep, negative):
+  """a, its slope in dt A, and b of one chunk, C B N D: D last, where sums over
+  N are fast."""
+  keep = keep[..., None]
+  slope = jnp.exp(dt[:, :, None] * A[None, None]) * keep
+  if negative:
+    slope *= 2
+  a = slope - keep if negative else slope
+  return a, slope, b[..., None] * (dt * x)[:, :, None]
 
 
-def select_forward(x, dt, A, b, c, keep, h):
+def select_forward(x, dt, A, b, c, keep, h, negative):
   def step(start, z):
     x, dt, b, c, keep = z
-    (h,) = linear(*((t,) for t in expand(A, x, dt, b, keep)), (start,))
+    a, _, bx = expand(A, x, dt, b, keep, negative)
+    (h,) = linear((a,), (bx,), (start,))
     return h[-1], (chunks.dot("tbnd,tbn->tbd", h, c), start)
 
   h, (y, starts) = jax.lax.scan(step, h, (x, dt, b, c, keep))
   return (y, h), (x, dt, A, b, c, keep, starts)
 
 
-def select_backward(saved, ct):
+def select_backward(negative, saved, ct):
   x, dt, A, b, c, keep, starts = saved
   dy, dh = ct
 
   def step(carry, z):
     later, dA = carry
     x, dt, b, c, keep, start, dy = z
-    a, bx = expand(A, x, dt, b, keep)
+    a, slope, bx = expand(A, x, dt, b, keep, negative)
     (h,) = linear((a,), (bx,), (start,))
 
     def back(later, z):
@@ -158,7 +169,10 @@ def select_backward(saved, ct):
       return a * d, d
 
     later, d = jax.lax.scan(back, later, (a, c, dy), reverse=True)
-    dlog = d * (h - bx)  # h - bx is a h_{t-1}
+    if negative:
+      dlog = d * slope * jnp.concatenate([start[None], h[:-1]])
+    else:
+      dlog = d * (h - bx)  # h - bx is a h_{t-1}
     dbx = chunks.dot("tbnd,tbn->tbd", d, b)
     rows = (dlog * A[None, None]).reshape(-1, *A.shape)  # see chunks.split
     ddt = rows.sum(1).reshape(x.shape) + dbx * x
@@ -264,10 +278,11 @@ def powers(a, count):
   return p
 
 
-def toeplitz(kernel):
-  """D C -> D C C, [j, i] = kernel[i - j], 0 for i < j."""
+def toeplitz(kernel, before=None):
+  """D C -> D C C, [j, i] = kernel[i - j], for i < j before[C + i - j] or 0."""
   D, C = kernel.shape
-  ring = jnp.pad(kernel, ((0, 0), (0, C)))
+  before = jnp.zeros_like(kernel) if before is None else before
+  ring = jnp.concatenate([kernel, before], 1)
   ring = jnp.broadcast_to(ring[:, None], (D, C, 2 * C)).reshape(D, -1)
   # rows one shorter than the ring start one earlier in it each
   return ring[:, : C * (2 * C - 1)].reshape(D, C, 2 * C - 1)[..., :C]

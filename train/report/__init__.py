@@ -18,7 +18,7 @@ import numpy as np
 from train.report import data, figures, page
 from train.report.data import merge, rows
 
-__all__ = ["leaderboard", "merge", "read", "rows", "write"]
+__all__ = ["gather", "leaderboard", "merge", "read", "rows", "write"]
 
 
 def read(workdir) -> dict:
@@ -30,11 +30,49 @@ def read(workdir) -> dict:
     results = json.loads(path.read_text("utf-8"))
   except json.JSONDecodeError as error:
     raise ValueError(f"{path} is not JSON: {error}") from error
+  if not isinstance(results, dict):
+    raise ValueError(f"{path} is no comparison's")
   if "conditions" in results:
     raise ValueError(
       f"{path} reports several conditions: give the workdirs it came from"
     )
-  return data.check(results)
+  try:
+    return data.check(results)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+
+
+def gather(workdirs, folder) -> list[dict]:
+  """The results of several workdirs, as conditions to write into `folder`.
+
+  Raises:
+    ValueError: that would overwrite a comparison's own results.
+  """
+  if not workdirs:
+    raise ValueError("no workdirs to report: name them, as in --report=W1,W2")
+  named = {str(path): read(path) for path in workdirs}
+  why = "none is given"
+  if folder is not None:
+    reported = Path(folder).resolve() in (Path(w).resolve() for w in workdirs)
+    why = (
+      f"{folder} holds a run or comparison" if reported or _own(folder) else ""
+    )
+  if why:
+    raise ValueError(f"--report needs a --workdir of its own: {why}")
+  return merge(named)
+
+
+def _own(folder) -> bool:
+  """Whether a folder is a comparison's, rather than a report's of several."""
+  if (Path(folder) / "config.json").exists():
+    return True
+  try:
+    results = json.loads((Path(folder) / "results.json").read_text("utf-8"))
+    return {"conditions", "sources"}.isdisjoint(results)
+  except FileNotFoundError:
+    return False
+  except ValueError:
+    return True
 
 
 def write(conditions, folder) -> dict[str, Path]:

@@ -25,6 +25,10 @@ from train import statistics
 FORMAT = 1
 FIRST_LOOK = 5  # tokens a parameter below which a ranking may still turn
 ALIKE = ("metric", "tokens", "length", "batch", "optimizer")
+KEYS = (
+  *("created", "command", "versions", "machine", "data", "arms", "runs"),
+  *ALIKE,
+)
 CONTEXTS = {"1024": "1k", "65536": "64k"}
 BINS = 64  # points of a drawn curve
 
@@ -54,6 +58,9 @@ def check(results):
     raise ValueError(
       f"results have format {results.get('format')!r}, this reads {FORMAT}"
     )
+  missing = [key for key in KEYS if key not in results]
+  if missing:
+    raise ValueError(f"results lack {', '.join(missing)}")
   if results["metric"] not in METRICS:
     raise ValueError(
       f"metric {results['metric']!r} is none of {sorted(METRICS)}"

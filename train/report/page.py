@@ -25,9 +25,14 @@ def page(conditions) -> str:
   body = "".join(
     section(results, f"c{i}", several) for i, results in enumerate(conditions)
   )
-  frame = Template(Path(__file__).with_name("page.html").read_text("utf-8"))
-  return frame.substitute(
-    title=escape(title(conditions)), style=draw.STYLE, body=head + body
+  return frame(title(conditions), head + body)
+
+
+def frame(title: str, body: str) -> str:
+  """A whole page around some HTML."""
+  text = Path(__file__).with_name("page.html").read_text("utf-8")
+  return Template(text).substitute(
+    title=escape(title), style=draw.STYLE, body=body
   )
 
 

@@ -1,7 +1,8 @@
 """Synthetic tasks: task:NAME is train/tasks/NAME.py, with
 
 Config: a frozen dataclass that validates itself, with `vocab` (inputs and
-  targets below it), `length` and `note` ("", or what a result has to say).
+  targets below it), `length`, `note` ("", or what a result has to say) and
+  `scored`, the Config of what valid and test are made of.
 batch(cfg, key, batch): dict of tokens, targets, weights and reset, each
   batch x cfg.length, a pure function that can be jitted.
 """

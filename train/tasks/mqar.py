@@ -38,9 +38,11 @@ class Config:
   random_fill: bool = False
 
   def __post_init__(self):
+    for name in ("vocab", "length"):
+      if not isinstance(getattr(self, name), int):
+        raise ValueError(f"{name}={getattr(self, name)!r} is no whole number")
     if not isinstance(self.pairs, int):  # lists, where it was read from JSON
-      parts = tuple(tuple(part) for part in self.pairs)
-      object.__setattr__(self, "pairs", parts)
+      object.__setattr__(self, "pairs", mixed(self.pairs))
     for length, pairs, share in self.mixture:
       where = f"{length=}, {pairs=}, {share=}"
       if length % 2 or pairs < 1 or 4 * pairs > length or share <= 0:
@@ -48,10 +50,10 @@ class Config:
           f"{where}: length must be even, pairs 1 to length/4, share positive"
         )
       if self.length % length:
-        raise ValueError(f"{where}: must divide the rows' {self.length=}")
+        raise ValueError(f"{where}: must divide the rows' length={self.length}")
       if pairs > self.vocab // 2 - 1:
         raise ValueError(
-          f"{where}: {self.vocab=} has {self.vocab // 2 - 1} different keys"
+          f"{where}: vocab={self.vocab} has only {self.vocab // 2 - 1} keys"
         )
 
   @property
@@ -61,10 +63,33 @@ class Config:
     return self.pairs
 
   @property
+  def scored(self) -> "Config":
+    return self
+
+  @property
   def note(self) -> str:
     if not self.random_fill:
       return ""
     return "fillers are random tokens: not comparable with the paper's zeros"
+
+
+def mixed(pairs) -> tuple:
+  """A mixture, as tuples; ValueError where it is none."""
+  try:
+    parts = tuple(tuple(part) for part in pairs)
+    fit = bool(parts) and all(
+      isinstance(length, int)
+      and isinstance(number, int)
+      and isinstance(share, int | float)
+      for length, number, share in parts
+    )
+  except (TypeError, ValueError):
+    fit = False
+  if not fit:
+    raise ValueError(
+      f"{pairs=} is neither a whole number nor (length, pairs, share), ..."
+    )
+  return parts
 
 
 def batch(cfg: Config, key: jax.Array, batch: int) -> dict[str, jax.Array]:

@@ -1,0 +1,97 @@
+"""Gated DeltaProduct: Gated DeltaNet with n Householder steps a token.
+
+  q, k_1..k_n, v_1..v_n = silu(conv(u W_qkv)),  z = u W_z,  b, a = u W_gates
+  q = q / |q| / sqrt(K),  k_j = k_j / |k_j|
+  beta_j = 2 sigmoid(b_j), or sigmoid(b_j): eigenvalues from 0, not -1, to 1
+  alpha = exp(-exp(A_log) softplus(a + dt_bias))
+  S_t,0 = alpha_t S_{t-1},n
+  S_t,j = (I - beta_t,j k_t,j k_t,j^T) S_t,j-1 + beta_t,j k_t,j v_t,j^T
+  o_t = S_t,n^T q_t
+  out = (norm(o) silu(z)) W_out,  norm over a head
+
+Siems et al. 2025, https://arxiv.org/abs/2502.10297, section 3; sizes,
+parameters and their start as in fla-org/flash-linear-attention,
+layers/gated_deltaproduct.py, which are gated_deltanet's beside n keys, values
+and beta. n = 1 is Gated DeltaNet.
+
+The recurrence runs over T n steps: a token's decay and reset are at its first,
+its query at its last.
+
+B batch  T time  D width  H heads  G key heads  K key width  V value width
+n steps
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from arch import layers
+from arch.mixers import gated_deltanet
+from arch.mixers.gated_deltanet import unit
+from arch.mixers.mamba import dt_bias
+from arch.recurrence import delta
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(gated_deltanet.Config):
+  """
+  Attributes:
+    steps: n, Householder steps a token.
+  """
+
+  steps: int = 2
+  neg_eigval: bool = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.steps < 1:
+      raise ValueError(f"deltaproduct: steps={self.steps} must be at least 1")
+
+
+class Mixer(gated_deltanet.Mixer):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    H, G, K, V = self.sizes
+    n = cfg.steps
+    inner = (1 + n) * G * K + n * H * V
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
+    self.in_proj = layers.Linear(cfg.dim, inner + H * V, **kw)
+    self.gates = layers.Linear(cfg.dim, (n + 1) * H, **kw)
+    self.conv = layers.ShortConv(
+      inner, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
+    )
+    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
+    self.A_log = layers.Gate(gated_deltanet.decay_rate(rngs.params(), (H,)))
+    self.norm = layers.RMSNorm(V, eps=cfg.eps)
+    self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
+
+  def __call__(self, u, reset, state):
+    B, T, _ = u.shape
+    H, G, K, V = self.sizes
+    n = self.cfg.steps
+    state = state or {"conv": None, "S": None}
+
+    def at(step, x):
+      """B T ... -> B Tn ...: x at that step of each token, else 0."""
+      steps = [jnp.zeros_like(x)] * n
+      steps[step] = x
+      return jnp.stack(steps, 2).reshape(B, T * n, *x.shape[2:])
+
+    inner = (1 + n) * G * K + n * H * V
+    qkv, z = jnp.split(self.in_proj(u), (inner,), -1)
+    qkv, conv = self.conv(qkv, reset, state["conv"])
+    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, (1 + n) * G * K), -1)
+    q = unit(q.reshape(B, T, G, K)) * K**-0.5
+    k = unit(k.reshape(B, T * n, G, K))
+    q, k = (jnp.repeat(t, H // G, 2) for t in (q, k))
+    v = v.reshape(B, T * n, H, V)
+    beta, log_alpha = self.gate(u)
+    log_alpha = at(0, log_alpha)
+    write = k * beta.reshape(B, T * n, H, 1)
+    erase = k * jnp.exp(log_alpha)[..., None]
+    q, write, erase = (t.astype(v.dtype) for t in (at(-1, q), write, erase))
+    if reset is not None:
+      reset = at(0, reset)
+    o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
+    return self.read(o[:, n - 1 :: n], z), {"conv": conv, "S": S}

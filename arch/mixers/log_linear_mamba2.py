@@ -1,0 +1,106 @@
+"""Log-linear Mamba-2: a state a head for every power of two of the tokens so
+far.
+
+  z, xBC, dt = u W_in,  l = u W_l;  x, B, C = silu(conv(xBC))
+  dt = softplus(dt + dt_bias),  scale = softplus(L l)
+  S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t x_t)^T
+  y_t = sum over levels n of scale_t[n] (the part of S_t of level n)^T C_t
+  out = norm((y + D x) silu(z)) W_out
+
+recurrence/log_linear.py says what a level is. Guo et al. 2025,
+https://arxiv.org/abs/2506.04761, section 3.4; parameters and their start as in
+HanGuo97/log-linear-attention, modeling_hattention.py and configs/flame:
+matrices and taps normal of deviation 0.006, W_out uniform in +-1 / sqrt(d_in)
+over sqrt(2 depth), L = 1, A = 1 ... H. It has SwiGLU beside it.
+
+B batch  T time  D width  E inner width  H heads  P head width  N state
+G groups  L levels
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+from arch.mixers import mamba2
+from arch.mixers.log_linear import Levels, check
+from arch.mixers.mamba import dt_bias
+from arch.recurrence import log_linear
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(mamba2.Config):
+  """
+  Attributes:
+    levels: L; None for those of `length` tokens. Older ones share the last.
+    chunk: tokens that are read at once, a power of two.
+    deviation: of the matrices and taps at the start.
+  """
+
+  levels: int | None = None
+  chunk: int = 64
+  deviation: float = 0.006
+
+  def __post_init__(self):
+    super().__post_init__()
+    check(self)
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    E, H, GN = cfg.inner, cfg.heads, cfg.groups * cfg.state
+    normal = nnx.initializers.normal(cfg.deviation)
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    self.in_proj = layers.Linear(cfg.dim, 2 * E + 2 * GN + H, init=normal, **kw)
+    self.levels = Levels(cfg, H, rngs=rngs)
+    self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, **kw)
+    taps = normal(rngs.params(), self.conv.weight.shape)
+    self.conv.weight = layers.Vector(taps)
+    self.conv.bias = layers.Vector(jnp.zeros(E + 2 * GN))
+    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
+    self.A_log = layers.Gate(jnp.log(jnp.arange(1.0, H + 1)))
+    self.D = layers.Gate(jnp.ones(H))
+    self.norm = layers.RMSNorm(E, eps=cfg.eps)
+    residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
+    self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
+
+  def init_state(self, batch, length=None):
+    cfg = self.cfg
+    N = self.levels.L.shape[1] - 1
+    return {
+      "conv": self.conv.init_state(batch),
+      "ssm": jnp.zeros((batch, cfg.heads, cfg.state, N, cfg.head)),
+      "count": jnp.zeros(batch, jnp.int32),
+    }
+
+  def __call__(self, u, reset, state):
+    cfg = self.cfg
+    B, T, _ = u.shape
+    E, G, H = cfg.inner, cfg.groups, cfg.heads
+    GN = G * cfg.state
+    state = state or self.init_state(B)
+
+    z, xbc, dt = jnp.split(self.in_proj(u), (E, 2 * E + 2 * GN), -1)
+    xbc, conv = self.conv(xbc, reset, state["conv"])
+    x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
+    x = x.reshape(B, T, H, cfg.head)
+    b, c = (t.reshape(B, T, G, cfg.state) for t in (b, c))
+    dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]
+    dt = jax.nn.softplus(dt)  # B T H
+    y, (ssm, count) = log_linear.chunked(
+      c,
+      b,
+      x * dt[..., None].astype(x.dtype),
+      -jnp.exp(self.A_log[...])[None, None] * dt,
+      self.levels(u),
+      reset=reset,
+      state=(state["ssm"], state["count"]),
+      chunk=cfg.chunk,
+    )
+    x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
+    y += self.D[...][None, None, :, None] * x
+    y = self.norm(y.reshape(B, T, E) * jax.nn.silu(z))
+    return self.out_proj(y), {"conv": conv, "ssm": ssm, "count": count}

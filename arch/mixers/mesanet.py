@@ -1,0 +1,109 @@
+"""MesaNet: at every token, the linear map that fits all values so far best.
+
+  q, k = silu(conv(u W_qk)),  v = u W_v,  a, b = u W_gates + b_gates
+  q = q / |q|,  k = k / |k|,  beta = sigmoid(b),  alpha = sigmoid(a)
+  ridge = softplus(ridge_raw) + floor
+  H_t = alpha_t H_{t-1} + beta_t k_t k_t^T
+  G_t = alpha_t G_{t-1} + beta_t k_t v_t^T
+  o_t = G_t^T (H_t + diag(ridge))^-1 q_t
+  out = norm(o) W_out,  norm over a head
+
+von Oswald et al. 2025, https://arxiv.org/abs/2506.05233, section 3; parameters
+and their start as in fla-org/flash-linear-attention, layers/mesa_net.py and
+models/mesa_net: matrices and taps normal of deviation 0.02, biases 0, ridge 1.
+Conjugate gradients run on until they have converged, where that release adds
+1e-5 to their denominators and so stops near a residual of 3e-3.
+
+B batch  T time  D width  H heads  K key and value width
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+from arch.mixers.gated_deltanet import unit
+from arch.recurrence import mesa
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    head: K, the width of a head.
+    heads: H; None for dim / head.
+    conv: taps of the short convolution of q and k.
+    floor: the least ridge.
+    steps: of conjugate gradients.
+  """
+
+  head: int = 64
+  heads: int | None = None
+  conv: int = 4
+  floor: float = 0.25
+  steps: int = 30
+
+  def __post_init__(self):
+    for name in ("head", "count", "conv", "steps"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"mesanet: {name}={getattr(self, name)} must be at least 1"
+        )
+    if not 0 < self.floor < 1:
+      raise ValueError(
+        f"mesanet: floor={self.floor} must be between 0 and the ridge's 1"
+      )
+
+  @property
+  def count(self):
+    return self.divide("dim", "head") if self.heads is None else self.heads
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    H, K = cfg.count, cfg.head
+    normal = nnx.initializers.normal(0.02)
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    self.in_proj = layers.Linear(cfg.dim, 3 * H * K, init=normal, **kw)
+    self.gates = layers.Linear(cfg.dim, 2 * H, init=normal, bias=True, **kw)
+    self.conv = layers.ShortConv(2 * H * K, cfg.conv, bias=False, **kw)
+    taps = normal(rngs.params(), self.conv.weight.shape)
+    self.conv.weight = layers.Vector(taps)
+    raw = math.log(math.expm1(1 - cfg.floor))
+    self.ridge = layers.Gate(jnp.full((H, K), raw, jnp.float32))
+    self.norm = layers.RMSNorm(K, eps=1e-5)
+    self.out_proj = layers.Linear(H * K, cfg.dim, init=normal, **kw)
+
+  def init_state(self, batch, length=None):
+    H, K = self.cfg.count, self.cfg.head
+    zeros = jnp.zeros((batch, H, K, K))
+    return {"conv": self.conv.init_state(batch), "H": zeros, "G": zeros}
+
+  def __call__(self, u, reset, state):
+    cfg = self.cfg
+    B, T, _ = u.shape
+    H, K = cfg.count, cfg.head
+    state = state or self.init_state(B)
+
+    qk, v = jnp.split(self.in_proj(u), (2 * H * K,), -1)
+    qk, conv = self.conv(qk, reset, state["conv"])
+    qk = unit(jax.nn.silu(qk).reshape(B, T, 2 * H, K)).astype(v.dtype)
+    q, k = jnp.split(qk, 2, 2)
+    a, b = jnp.split(self.gates(u).astype(jnp.float32), 2, -1)
+    o, (new_H, new_G) = mesa.chunked(
+      q,
+      k,
+      v.reshape(B, T, H, K),
+      jax.nn.log_sigmoid(a),
+      jax.nn.sigmoid(b),
+      jax.nn.softplus(self.ridge[...]) + cfg.floor,
+      reset,
+      (state["H"], state["G"]),
+      steps=cfg.steps,
+    )
+    o = self.norm(o).reshape(B, T, H * K)
+    return self.out_proj(o), {"conv": conv, "H": new_H, "G": new_G}

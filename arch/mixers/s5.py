@@ -1,0 +1,107 @@
+"""S5: one diagonal state space for all channels, in conjugate pairs; a gate.
+
+  A = min(A_re, -1e-4) + i A_im,  dt = exp(log_dt)
+  h_t = exp(dt A) h_{t-1} + (exp(dt A) - 1) / A (u_t W_B)       zero-order hold
+  y_t = 2 Re(h_t W_C) + D u_t
+  out = z sigmoid(z W_out + b_out),  z = gelu(y)
+
+Smith, Warrington and Linderman 2022, https://arxiv.org/abs/2208.04933, section
+3, not bidirectional. As in lindermanlab/S5, s5/ssm.py, s5/ssm_init.py and
+s5/train.py: A starts as the eigenvalues of HiPPO-N, J blocks of it; W_B and W_C
+as V^-1 B and C V, with V its eigenvectors, B lecun normal and C normal of
+variance 1 / N cut at two deviations; D normal; dt log-uniform in [1e-3, 1e-1];
+W_out lecun normal, b_out 0. The gate is its default, half_glu1. The bound on
+Re A is its clip_eigs, off by default and recommended there for autoregressive
+models.
+
+B batch  T time  D width  N state  J blocks  M = N / 2 pairs of conjugates
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from arch import layers
+from arch.mixers.s4d import hold
+from arch.recurrence import diagonal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    state: N, real numbers that the layer remembers.
+    blocks: J, of the matrix whose eigenvalues A starts from; 2 J divides N.
+  """
+
+  state: int = 256
+  blocks: int = 8
+
+  def __post_init__(self):
+    if self.blocks < 1 or self.state < 1 or self.state % (2 * self.blocks):
+      raise ValueError(
+        f"s5: state={self.state} must be a multiple of 2 blocks, "
+        f"blocks={self.blocks}: each holds pairs"
+      )
+
+
+def hippo(N):
+  """Half of the eigenvalues of HiPPO-N (the rest conjugate), eigenvectors."""
+  p = np.sqrt(np.arange(N) + 0.5)
+  skew = np.tril(np.outer(p, p), -1)
+  imag, V = np.linalg.eigh(1j * (skew - skew.T))
+  return imag[: N // 2], V[:, : N // 2]
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    D, N, J = cfg.dim, cfg.state, cfg.blocks
+    M = N // 2
+    imag, V = hippo(N // J)
+    V = np.kron(np.eye(J), V)  # N M
+    V = jnp.asarray(V.real, jnp.float32), jnp.asarray(V.imag, jnp.float32)
+    self.A_re = layers.Gate(jnp.full(M, -0.5, jnp.float32))
+    self.A_im = layers.Gate(jnp.asarray(np.tile(imag, J), jnp.float32))
+    low, high = np.log(1e-3), np.log(1e-1)
+    log_dt = jax.random.uniform(rngs.params(), (M,), minval=low, maxval=high)
+    self.log_dt = layers.Gate(log_dt)
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+
+    def normal(*shape):
+      return layers.fan_in()(rngs.params(), shape, jnp.float32)
+
+    # real parts, then imaginary ones; of W_C those are negated
+    B = normal(N, D).T
+    self.B = layers.Linear(D, N, **kw)
+    self.B.weight = layers.Matrix(jnp.concatenate([B @ V[0], -(B @ V[1])], 1))
+    re, im = normal(N, D), normal(N, D)
+    re, im = V[0].T @ re - V[1].T @ im, V[0].T @ im + V[1].T @ re
+    self.C = layers.Linear(N, D, **kw)
+    self.C.weight = layers.Matrix(jnp.concatenate([re, -im], 0))
+    self.D = layers.Gate(jax.random.normal(rngs.params(), (D,)))
+    self.out_proj = layers.Linear(D, D, bias=True, **kw)
+
+  def init_state(self, batch, length=None):
+    zero = jnp.zeros((batch, self.cfg.state // 2))
+    return {"h": (zero, zero)}
+
+  def __call__(self, u, reset, state):
+    real = jnp.minimum(self.A_re[...], -1e-4)
+    A, gain = hold(jnp.exp(self.log_dt[...]), real, self.A_im[...])
+    A, gain = (tuple(t[None, None] for t in pair) for pair in (A, gain))
+    b = jnp.split(self.B(u).astype(jnp.float32), 2, -1)
+    h, last = diagonal.scan_pair(
+      *A,
+      *diagonal.times(gain, b),
+      reset,
+      None if state is None else state["h"],
+    )
+    y = 2 * self.C(jnp.concatenate(h, -1)).astype(jnp.float32)
+    y += self.D[...][None, None] * u.astype(jnp.float32)
+    z = jax.nn.gelu(y)
+    gate = jax.nn.sigmoid(self.out_proj(z).astype(jnp.float32))
+    return (z * gate).astype(self.cfg.compute), {"h": last}

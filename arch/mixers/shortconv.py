@@ -1,0 +1,56 @@
+"""The gated short convolution of LFM2: what it keeps is a few tokens.
+
+  b, c, x = u W_in
+  y = (c conv(b x)) W_out
+
+Liquid AI 2025, LFM2 technical report, https://arxiv.org/abs/2511.23404, section
+2; sizes and start as in their release in transformers, models/lfm2: normal of
+0.02 in all weights, biases, where asked for, 0.
+
+B batch  T time  D width  W taps
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    conv: W, taps of the convolution.
+    bias: whether the maps and the convolution have one.
+  """
+
+  conv: int = 3
+  bias: bool = False
+
+  def __post_init__(self):
+    if self.conv < 1:
+      raise ValueError(f"shortconv: conv={self.conv} must be at least 1")
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    D = cfg.dim
+    normal = nnx.initializers.normal(0.02)
+    kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
+    self.in_proj = layers.Linear(D, 3 * D, init=normal, **kw)
+    self.conv = layers.ShortConv(D, cfg.conv, **kw)
+    self.conv.weight = layers.Vector(normal(rngs.params(), (cfg.conv, D)))
+    if cfg.bias:
+      self.conv.bias = layers.Vector(jnp.zeros(D))
+    self.out_proj = layers.Linear(D, D, init=normal, **kw)
+
+  def init_state(self, batch, length=None):
+    return self.conv.init_state(batch)
+
+  def __call__(self, u, reset, state):
+    b, c, x = jnp.split(self.in_proj(u), 3, -1)
+    y, state = self.conv(b * x, reset, state)
+    return self.out_proj(c * y), state

@@ -1,0 +1,136 @@
+"""Titans' long-term memory: a network that is trained on what it reads.
+
+  q, k, v = silu(conv(u W_qkv)),  z = u W_z,  r, m, a = u W_gates + b_gates
+  q = q / |q|,  k = k / |k|
+  rate = top sigmoid(r),  momentum = sigmoid(m),  keep = 1 - sigmoid(a)
+  S_t = momentum_t S_{t-1} - rate_t d/dM mean (M(k_t) - v_t)^2
+  M_t = keep_t M_{t-1} + S_t,  o_t = M_t(q_t)
+  out = (norm(o) silu(z)) W_out,  norm over a head
+
+Behrouz et al. 2025, https://arxiv.org/abs/2501.00663, eq. 8 to 15 and sections
+3.2 and 4.4, without persistent tokens: the LMM of its tables. Nothing was
+released: M, its loss and all that starts follow lucidrains/titans-pytorch,
+neural_memory.py and memory_models.py: gelu between M's layers, M uniform in
++-sqrt(6 / (d_in + d_out)), the rest as torch.nn.Linear; but no norm and no
+residual about M, of which the paper has none. recurrence/titans.py says where
+gradients are taken.
+
+B batch  T time  D width  H heads  K key and value width  n mini-batch
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+from arch.mixers.gated_deltanet import unit
+from arch.recurrence import titans
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    head: K, the width of a head.
+    layers: of M; 1 for a matrix.
+    expand: width of M's hidden layers over K.
+    batch: n, tokens whose gradients are taken at once, a power of two.
+    conv: taps of the short convolution.
+    top: the highest rate.
+  """
+
+  head: int = 64
+  layers: int = 2
+  expand: int = 4
+  batch: int = 16
+  conv: int = 4
+  top: float = 1.0
+
+  def __post_init__(self):
+    for name in ("layers", "expand", "conv"):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"titans: {name}={getattr(self, name)} must be at least 1"
+        )
+    if self.batch < 1 or self.batch & (self.batch - 1):
+      raise ValueError(f"titans: batch={self.batch} must be a power of two")
+    self.divide("dim", "head")
+
+  @property
+  def heads(self):
+    return self.divide("dim", "head")
+
+  @property
+  def shapes(self):
+    """Of each head's matrices."""
+    K = self.head
+    widths = [K, *[self.expand * K] * (self.layers - 1), K]
+    return list(zip(widths[:-1], widths[1:], strict=True))
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    D, H = cfg.dim, cfg.heads
+    uniform = layers.uniform_fan_in()
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=uniform)
+    self.in_proj = layers.Linear(D, 4 * D, **kw)
+    self.conv = layers.ShortConv(
+      3 * D, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
+    )
+    self.gates = layers.Linear(D, 3 * H, bias=True, **kw)
+    bound = D**-0.5
+    bias = jax.random.uniform(
+      rngs.params(), (3 * H,), minval=-bound, maxval=bound
+    )
+    self.gates.bias = layers.Vector(bias)
+    xavier = nnx.initializers.variance_scaling(1, "fan_avg", "uniform")
+    for n, shape in enumerate(cfg.shapes):
+      keys = jax.random.split(rngs.params(), H)
+      drawn = jax.vmap(lambda key, s=shape: xavier(key, s))(keys)
+      setattr(self, f"M_{n}", layers.Matrix(drawn))
+    self.norm = layers.RMSNorm(cfg.head)
+    self.out_proj = layers.Linear(D, D, **kw)
+
+  def init_state(self, batch, length=None):
+    shapes = [(batch, self.cfg.heads, *shape) for shape in self.cfg.shapes]
+    zeros = tuple(jnp.zeros(shape) for shape in shapes)
+    return {
+      "conv": self.conv.init_state(batch),
+      "start": zeros,
+      "M": zeros,
+      "S": zeros,
+      "count": jnp.zeros(batch, jnp.int32),
+    }
+
+  def __call__(self, u, reset, state):
+    cfg = self.cfg
+    B, T, D = u.shape
+    H, K = cfg.heads, cfg.head
+    state = state or self.init_state(B)
+    names = "start", "M", "S", "count"
+
+    qkv, z = jnp.split(self.in_proj(u), (3 * D,), -1)
+    qkv, conv = self.conv(qkv, reset, state["conv"])
+    qkv = jax.nn.silu(qkv).reshape(B, T, 3 * H, K)
+    q, k, v = jnp.split(qkv, 3, 2)
+    q, k = (unit(t).astype(v.dtype) for t in (q, k))
+    r, m, a = jnp.split(self.gates(u).astype(jnp.float32), 3, -1)
+    o, new = titans.chunked(
+      q,
+      k,
+      v,
+      cfg.top * jax.nn.sigmoid(r),
+      jax.nn.log_sigmoid(m),
+      jax.nn.log_sigmoid(-a),
+      tuple(getattr(self, f"M_{n}")[...] for n in range(cfg.layers)),
+      reset,
+      tuple(state[name] for name in names),
+      size=cfg.batch,
+    )
+    o = self.norm(o.astype(jnp.float32)).reshape(B, T, D)
+    o *= jax.nn.silu(z.astype(jnp.float32))
+    new = dict(zip(names, new, strict=True))
+    return self.out_proj(o), {"conv": conv, **new}

@@ -1,0 +1,132 @@
+"""TTT-Linear: the state is a linear model that is trained on what it reads.
+
+  q, k = conv(u W_qk) (two convolutions),  v = u W_v;  each by the place in its
+  mini-batch of n tokens turned: q, k = rotary(q), rotary(k)
+  rate = sigmoid(u W_rate + b_rate) / K,  share = max(0, 1 / place + learned)
+  z_t = the answer to q_t of W, b after a step on every token of the mini-batch
+        so far, rate share d/d(W, b) |norm(k W + b) - (v - k)|^2 / 2 each
+  out = (norm_D(q + norm(z)) gelu(u W_gate)) W_out
+
+Sun et al. 2024, https://arxiv.org/abs/2407.04620, sections 2.4 to 2.7, on the
+Mamba backbone; parameters and their start as in test-time-training/ttt-lm-jax,
+ttt/models/ttt_layer.py (TTTLinear; conv=0, gate=False is TTTLinearBase): W and
+matrices normal of deviation 0.02, taps lecun_normal, biases 0. Their blocks add
+a short convolution to the residual stream before this layer, which is no part
+of it; mini-batches are those of a document, not of the packed text.
+
+B batch  T time  D width  H heads  K head width  n mini-batch
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import attend, layers
+from arch.recurrence import chunks, ttt
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    head: K, the width of a head.
+    batch: n, tokens of a mini-batch, a power of two.
+    conv: taps of the two convolutions of the one projection that q and k then
+      share; 0 for a projection each and no convolution.
+    gate: whether a gate multiplies the output.
+    rate: of the inner step, at most, times K.
+  """
+
+  head: int = 64
+  batch: int = 16
+  conv: int = 4
+  gate: bool = True
+  rate: float = 1.0
+
+  def __post_init__(self):
+    if self.head % 2:
+      raise ValueError(f"ttt: head={self.head} must be even, 2 a rotary pair")
+    if self.batch < 1 or self.batch & (self.batch - 1):
+      raise ValueError(f"ttt: batch={self.batch} must be a power of two")
+    if self.conv < 0:
+      raise ValueError(f"ttt: conv={self.conv} must be at least 0")
+    self.divide("dim", "head")
+
+  @property
+  def heads(self):
+    return self.divide("dim", "head")
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    D, H, K = cfg.dim, cfg.heads, cfg.head
+    normal = nnx.initializers.normal(0.02)
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    self.in_proj = layers.Linear(
+      D, (2 if cfg.conv else 3) * D, init=normal, **kw
+    )
+    if cfg.conv:
+      self.conv = layers.ShortConv(2 * D, cfg.conv, **kw)
+      taps = layers.fan_in()(rngs.params(), self.conv.weight.shape)
+      self.conv.weight = layers.Vector(taps)
+      self.conv.bias = layers.Vector(jnp.zeros(2 * D))
+    self.rate = layers.Linear(D, H, init=normal, bias=True, **kw)
+    self.share = layers.Gate(jnp.zeros(cfg.batch))
+    self.W = layers.Matrix(normal(rngs.params(), (H, K, K)))
+    self.b = layers.Vector(jnp.zeros((H, K)))
+    self.scale = layers.Vector(jnp.ones((H, K)))
+    self.bias = layers.Vector(jnp.zeros((H, K)))
+    self.norm = layers.LayerNorm(D, eps=1e-6)
+    if cfg.gate:
+      self.gate = layers.Linear(D, D, init=normal, **kw)
+    self.out_proj = layers.Linear(D, D, init=normal, **kw)
+
+  def init_state(self, batch, length=None):
+    H, K = self.cfg.heads, self.cfg.head
+    zeros = jnp.zeros((batch, H, K + 1, K))
+    state = {"W": zeros, "dW": zeros, "count": jnp.zeros(batch, jnp.int32)}
+    if self.cfg.conv:
+      state["conv"] = self.conv.init_state(batch)
+    return state
+
+  def __call__(self, u, reset, state):
+    cfg = self.cfg
+    B, T, D = u.shape
+    H, K = cfg.heads, cfg.head
+    state = state or self.init_state(B)
+    new = {}
+
+    if cfg.conv:
+      qk, v = jnp.split(self.in_proj(u), 2, -1)
+      qk = jnp.concatenate([qk, qk], -1)
+      qk, new["conv"] = self.conv(qk, reset, state["conv"])
+      q, k = jnp.split(qk, 2, -1)
+    else:
+      q, k, v = jnp.split(self.in_proj(u), 3, -1)
+    q, k, v = (t.reshape(B, T, H, K) for t in (q, k, v))
+    place = chunks.positions(reset, state["count"], T) % cfg.batch
+    q, k = (attend.rotary(t, place) for t in (q, k))
+    rate = jax.nn.sigmoid(self.rate(u).astype(jnp.float32))
+    share = 1 / jnp.arange(1.0, cfg.batch + 1) + self.share[...]
+    one = jnp.ones((B, T, H, 1), q.dtype)
+    z, (new["W"], new["dW"], new["count"]) = ttt.chunked(
+      jnp.concatenate([q, one], -1),
+      jnp.concatenate([k, one], -1),
+      v - k,
+      rate * (cfg.rate / K),
+      jnp.maximum(share, 0),
+      jnp.concatenate([self.W[...], self.b[...][:, None]], 1),
+      self.scale[...],
+      self.bias[...],
+      reset,
+      (state["W"], state["dW"], state["count"]),
+    )
+    scale, bias = (x[...][None, None] for x in (self.scale, self.bias))
+    z = ttt.norm(z.astype(jnp.float32), scale, bias)
+    y = self.norm((q.astype(jnp.float32) + z).reshape(B, T, D))
+    if cfg.gate:
+      y *= jax.nn.gelu(self.gate(u).astype(jnp.float32))
+    return self.out_proj(y), new

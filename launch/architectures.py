@@ -1,0 +1,51 @@
+"""What each token mixer is, costs, and was checked against.
+
+python -m launch.architectures [--out=FILE.html] [--check]
+  [--measure [--archs=a,b]]
+"""
+
+from absl import flags
+
+from launch import command
+
+OUT = flags.DEFINE_string("out", None, "Also write a page here.")
+MEASURE = flags.DEFINE_bool(
+  "measure", False, "First time the mixers and keep that in the record."
+)
+CHECK = flags.DEFINE_bool(
+  "check", False, "Fail where a mixer is unverified or its record stale."
+)
+ARCHS = flags.DEFINE_list("archs", None, "Mixers to time; all by default.")
+
+
+def main(argv):
+  command.no_more(argv)
+  import configs
+  from arch import lm
+  from train import bench, provenance, workdir
+  from train.report import architectures
+
+  if MEASURE.value:
+    found = {}
+    for name in ARCHS.value or lm.names("mixers"):
+      row = bench.mixer(configs.load(name), name)
+      command.say(
+        f"{name:18} {1e3 * row['seconds']:8.1f} ms "
+        f"{row['memory_bytes'] / 2**20:8.1f} MiB"
+      )
+      found["mixers", name, "measured"] = [row]
+    provenance.update(found)
+  table = provenance.rows()
+  print(architectures.text(table))
+  if OUT.value:
+    workdir.replace(OUT.value, architectures.page(table))
+    print(f"\nwrote {OUT.value}")
+  wrong = [row["name"] for row in table if row["wrong"]]
+  if CHECK.value and wrong:
+    raise ValueError(
+      f"{', '.join(wrong)}: unverified or stale; run pytest --provenance"
+    )
+
+
+if __name__ == "__main__":
+  command.run(main)

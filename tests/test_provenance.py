@@ -1,0 +1,65 @@
+"""The record of what was checked: fresh, stale, missing; as text and a page."""
+
+import json
+
+import pytest
+
+from arch import lm
+from train import provenance
+from train.report import architectures
+
+CASE = {
+  "source": "their <code>",
+  "errors": {"value": 1e-6, "gradient": 2e-6},
+}
+
+
+def test_fresh_stale_and_missing(tmp_path, monkeypatch):
+  path = tmp_path / "provenance.json"
+  assert provenance.status("mixers", "mamba", provenance.read(path)) == [
+    "cases unverified",
+    "start unverified",
+    "tpu unverified",
+  ]
+  found = {("mixers", "mamba", "cases"): [CASE], ("mixers", "mamba", "tpu"): []}
+  provenance.update(found, path)
+  provenance.update({("mixers", "mamba", "start"): [{"a": 1}]}, path)
+  record = provenance.read(path)
+  assert provenance.status("mixers", "mamba", record) == ["tpu unverified"]
+  assert provenance.status("mixers", "rglru", record)
+  monkeypatch.setattr(provenance, "digest", lambda kind, name: "edited")
+  assert "cases stale" in provenance.status("mixers", "mamba", record)
+
+
+def test_a_mixer_that_is_gone_takes_its_record_along(tmp_path):
+  path = tmp_path / "provenance.json"
+  record = provenance.read(path)
+  record["mixers"]["perceptron"] = {}
+  path.write_text(json.dumps(record))
+  provenance.update({}, path)
+  assert not provenance.read(path)["mixers"]
+
+
+def test_a_record_of_another_format_is_refused(tmp_path):
+  path = tmp_path / "provenance.json"
+  path.write_text('{"format": 99}')
+  with pytest.raises(ValueError, match="format 99, this version reads 1"):
+    provenance.read(path)
+
+
+def test_every_mixer_is_a_row_and_a_card(tmp_path):
+  path = tmp_path / "provenance.json"
+  provenance.update({("mixers", "mamba", "cases"): [CASE]}, path)
+  table = provenance.rows(provenance.read(path))
+  assert [row["name"] for row in table] == lm.names("mixers")
+  for row in table:
+    assert row["title"] and row["formula"] and row["papers"], row["name"]
+    assert row["flops"] > 0 and min(row["state"].values()) > 0, row["name"]
+  of = {row["name"]: row for row in table}
+  assert of["mamba"]["recurrence"] == "diagonal"
+  assert of["attention"]["recurrence"] == "attention"
+  text, page = architectures.text(table), architectures.page(table)
+  for name in lm.names("mixers"):
+    assert name in text and f'<h2 id="{name}">' in page
+  assert "unverified" in text and "2e-06" in text
+  assert "their &lt;code>" in page or "their &lt;code&gt;" in page

@@ -1,0 +1,166 @@
+"""What each mixer was checked against, and whether that still holds.
+
+docs/provenance.json is written by `pytest --provenance` (cases: values,
+gradients and decoding beside the authors' code; start: the first two moments of
+both initialisations; tpu: the topologies that its config was compiled for) and
+by `launch.architectures --measure` (time and memory at 2,048 tokens):
+
+  {"format": 1,
+   "mixers": {NAME: {SECTION: {"hash", "date", "versions", "found"}}},
+   "channels": ...}
+
+A section whose hash is not that of the mixer's file is stale, a mixer without
+one is unverified in it.
+"""
+
+import datetime
+import hashlib
+import importlib.util
+import inspect
+import json
+import pkgutil
+import re
+from importlib import metadata
+from pathlib import Path
+
+import arch
+import configs
+from arch import lm
+from arch import recurrence as recurrences
+from arch.count import decoding
+from train import workdir
+
+ROOT = Path(__file__).parent.parent
+FILE = ROOT / "docs" / "provenance.json"
+FORMAT = 1
+KINDS = ("mixers", "channels")
+CHECKS = ("cases", "start", "tpu")  # what a mixer must have
+
+PACKAGES = ("jax", "flax", "torch", "transformers", "fla-core", "libtpu")
+
+RECURRENCES = [m.name for m in pkgutil.iter_modules(recurrences.__path__)]
+
+
+def digest(kind: str, name: str) -> str:
+  """Of the mixer's file, as a section keeps it."""
+  text = (ROOT / "arch" / kind / f"{name}.py").read_bytes()
+  return hashlib.sha256(text).hexdigest()[:16]
+
+
+def read(path=FILE) -> dict:
+  """The record; ValueError for one that this version does not understand."""
+  path = Path(path)
+  if not path.exists():
+    return {"format": FORMAT} | {kind: {} for kind in KINDS}
+  saved = json.loads(path.read_text("utf-8"))
+  if saved.get("format") != FORMAT:
+    raise ValueError(
+      f"{path} has format {saved.get('format')}, this version reads {FORMAT}"
+    )
+  return saved
+
+
+def update(found, path=FILE):
+  """Replaces sections of the record.
+
+  Args:
+    found: (kind, name, section) -> a list of what was found.
+  """
+  saved = read(path)
+  stamp = {
+    "date": datetime.date.today().isoformat(),
+    "versions": {
+      name: metadata.version(name)
+      for name in PACKAGES
+      if importlib.util.find_spec(name.removesuffix("-core"))
+    },
+  }
+  for (kind, name, section), value in found.items():
+    entry = saved[kind].setdefault(name, {})
+    entry[section] = {"hash": digest(kind, name), **stamp, "found": value}
+  for kind in KINDS:  # a mixer that is gone takes its record along
+    known = set(lm.names(kind))
+    saved[kind] = {k: saved[kind][k] for k in sorted(saved[kind]) if k in known}
+  workdir.replace(path, json.dumps(saved, indent=1) + "\n")
+
+
+def status(kind: str, name: str, record: dict) -> list[str]:
+  """What is wrong with a mixer's record: nothing, for one that holds."""
+  entry, wrong = record[kind].get(name, {}), []
+  for section in CHECKS if kind == "mixers" else ("cases",):
+    if section not in entry or not entry[section]["found"]:
+      wrong.append(f"{section} unverified")
+    elif entry[section]["hash"] != digest(kind, name):
+      wrong.append(f"{section} stale")
+  return wrong
+
+
+def described(module) -> dict:
+  """Title, formula and papers of a mixer's docstring."""
+  title, _, rest = inspect.getdoc(module).partition("\n")
+  blocks = re.findall(r"(?:^ {2}.*\n?)+", rest, re.MULTILINE)
+  return {
+    "title": title.rstrip("."),
+    "formula": inspect.cleandoc(blocks[0]) if blocks else "",
+    "papers": [
+      url.rstrip(".") for url in re.findall(r"https?://[^\s,;)]+", rest)
+    ],
+  }
+
+
+def recurrence(module) -> str:
+  """Which recurrence a mixer is over, by what it calls: its own, that of the
+  mixer whose code it shares, attention, or none."""
+  calls = re.findall(
+    r"\b(\w+)\.(?:scan|scan_pair|selective|convolve|chunked)\(",
+    inspect.getsource(module),
+  )
+  used = [name for name in dict.fromkeys(calls) if name in RECURRENCES]
+  if used:
+    return ", ".join(used)
+  if hasattr(module, "attend"):
+    return "attention"
+  for base in module.Mixer.__mro__[1:]:
+    if base.__module__.startswith("arch.mixers."):
+      return recurrence(importlib.import_module(base.__module__))
+  return "none"
+
+
+def rows(record: dict | None = None) -> list[dict]:
+  """One mixer a row, by name.
+
+  State and FLOPs are those of the config of the mixer's name, `small`.
+  """
+  record = read() if record is None else record
+  table = []
+  for name in lm.names("mixers"):
+    module = importlib.import_module(f"arch.mixers.{name}")
+    cfg = configs.load(name).copy_and_resolve_references().unlock()
+    cfg.model.vocab.size = cfg.model.vocab.size or 256
+    model = arch.abstract(cfg.model)
+    entry = record["mixers"].get(name, {})
+    found = {k: entry[k]["found"] for k in entry}
+    if entry.get("measured", {}).get("hash") != digest("mixers", name):
+      found.pop("measured", None)
+    cases = found.get("cases", [])
+    errors = {}
+    for case in cases:
+      for what, error in case["errors"].items():
+        errors[what] = max(error, errors.get(what, 0))
+    table.append(
+      {
+        "name": name,
+        **described(module),
+        "recurrence": recurrence(module),
+        "flops": arch.count(model, 2048).forward.total,
+        "state": {n: decoding(model, n).bytes for n in (1024, 65_536)},
+        "sources": list(dict.fromkeys(case["source"] for case in cases)),
+        "cases": len(cases),
+        "errors": errors,
+        "start": found.get("start", []),
+        "tpu": found.get("tpu", []),
+        "measured": found.get("measured", [None])[0],
+        "wrong": status("mixers", name, record),
+      }
+    )
+  return table

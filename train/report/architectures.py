@@ -1,0 +1,102 @@
+"""The table of mixers as text and as a page."""
+
+from html import escape
+
+from train.report.data import humanise, humanise_bytes
+from train.report.page import frame
+
+
+def text(table) -> str:
+  """One line a mixer, and what is not verified."""
+  head = (
+    f"{'mixer':16} {'recurrence':18} {'FLOPs/tok':>9} {'state 1k':>9} "
+    f"{'64k':>9} {'T=2048':>8} {'memory':>9} {'value':>7} {'grad':>7} "
+    f"{'decode':>7}  checked against"
+  )
+  lines = [head]
+  for row in table:
+    checked = "; ".join(row["sources"]) or "unverified"
+    if row["wrong"]:
+      checked += f" [{', '.join(row['wrong'])}]"
+    lines.append(
+      f"{row['name']:16} {row['recurrence']:18} {humanise(row['flops']):>9} "
+      + "".join(f"{humanise_bytes(n):>9} " for n in row["state"].values())
+      + f"{took(row):>8} {memory(row):>9} "
+      + "".join(f"{error(row, k):>7} " for k in ("value", "gradient", "decode"))
+      + f" {checked}"
+    )
+  wrong = sum(bool(row["wrong"]) for row in table)
+  lines.append(
+    f"\n{len(table)} mixers, {wrong} with something unverified or stale"
+    + (": pytest --provenance" if wrong else "")
+  )
+  return "\n".join(lines)
+
+
+def took(row) -> str:
+  seconds = row["measured"] and row["measured"]["seconds"]
+  return f"{1e3 * seconds:.0f} ms" if seconds else "–"
+
+
+def memory(row) -> str:
+  return humanise_bytes(row["measured"] and row["measured"]["memory_bytes"])
+
+
+def error(row, kind) -> str:
+  return f"{row['errors'][kind]:.0e}" if kind in row["errors"] else "–"
+
+
+def page(table) -> str:
+  """A card a mixer; the same on a phone."""
+  wrong = sum(bool(row["wrong"]) for row in table)
+  verdict = f"{len(table)} token mixers, " + (
+    f"{wrong} of them with something unverified or stale."
+    if wrong
+    else "each equal to its authors' code."
+  )
+  about = (
+    "Errors are the largest difference to the reference, in units of its "
+    "largest value, in float32, over all cases. State and FLOPs are those of "
+    "the config of that name, small, with 256 symbols. Time and memory are of "
+    "one mixer alone of width 256, forward and backward, 1 x 2,048 tokens."
+  )
+  body = (
+    "<h1>What each token mixer was checked against</h1>"
+    f'<p class="verdict">{escape(verdict)}</p>'
+    f'<p class="about">{escape(about)}</p>' + "".join(map(card, table))
+  )
+  return frame("Token mixers", body)
+
+
+def card(row) -> str:
+  links = " ".join(
+    f'<a href="{escape(url)}">{escape(url.split("//")[1])}</a>'
+    for url in row["papers"]
+  )
+  errors = ", ".join(f"{k} {v:.0e}" for k, v in row["errors"].items())
+  arrays = sum(len(start["ours, theirs"]) for start in row["start"])
+  facts = {
+    "paper": links or "–",
+    "recurrence": escape(row["recurrence"]),
+    "checked against": escape("; ".join(row["sources"]) or "unverified"),
+    "errors": f"{errors} in {row['cases']} cases" if errors else "unverified",
+    "starts as theirs": f"{arrays} arrays, two moments each"
+    if arrays
+    else "unverified",
+    "compiles for TPU": escape(", ".join(row["tpu"]) or "unverified"),
+    "FLOPs a token": humanise(row["flops"]),
+    "state at 1k, 64k": ", ".join(map(humanise_bytes, row["state"].values())),
+    "time, memory": f"{took(row)}, {memory(row)}",
+  }
+  warn = ""
+  if row["wrong"]:
+    warn = (
+      f'<ul class="warnings"><li>{escape(", ".join(row["wrong"]))}</li></ul>'
+    )
+  items = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items())
+  return (
+    f'<h2 id="{escape(row["name"])}">{escape(row["name"])}</h2>'
+    f'<p class="about">{escape(row["title"])}</p>{warn}'
+    f"<pre><code>{escape(row['formula'])}</code></pre>"
+    f"<dl>{items}</dl>"
+  )
