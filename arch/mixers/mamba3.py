@@ -120,9 +120,9 @@ class Mixer(nnx.Module):
     self.B_bias = layers.Vector(jnp.ones((R, H, N)))
     self.C_bias = layers.Vector(jnp.ones((R, H, N)))
     if cfg.rank is not None:
-      self.mimo_x = layers.Vector(jnp.full((R, H, P), 1 / R))
+      self.mimo_x = layers.Vector(jnp.ones((R, H, P)) / R)
       self.mimo_z = layers.Vector(jnp.ones((R, H, P)))
-      self.mimo_o = layers.Vector(jnp.full((R, H, P), 1 / R))
+      self.mimo_o = layers.Vector(jnp.ones((R, H, P)) / R)
     self.D = layers.Gate(jnp.ones(H))
     residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
     self.out_proj = layers.Linear(E, D, init=residual, **kw)
