@@ -129,8 +129,8 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, tmp_path):
   ("words", "error"),
   [
     (
-      ("compare", "--archs=mamba3", "--workdir={tmp}"),
-      "unknown architecture 'mamba3': did you mean 'mamba' or 'mamba2'",
+      ("compare", "--archs=gated_deltnet", "--workdir={tmp}"),
+      "unknown architecture 'gated_deltnet': did you mean 'gated_deltanet'",
     ),
     (
       ("compare", "--data=stdlb", "--workdir={tmp}"),

@@ -44,11 +44,11 @@ def log_decay(time, *heads):
   return g
 
 
-def gated_case(time, groups=4, wide=False, read="after"):
+def gated_case(time, groups=4, wide=False, read="after", rows=()):
   x = dict(
-    q=normal(0, B, time, groups, K),
-    k=normal(1, B, time, groups, K),
-    v=normal(2, B, time, 4, V),
+    q=normal(0, B, time, *rows, groups, K),
+    k=normal(1, B, time, *rows, groups, K),
+    v=normal(2, B, time, *rows, 4, V),
     g=log_decay(time, 4, K) if wide else log_decay(time, 4),
     state=normal(3, B, 4, K, V),
   )
@@ -221,6 +221,9 @@ before = dict(read="before")
 CASES = {
   "gated": of_gated(groups=2),
   "gated, before": of_gated(groups=1, options=before),
+  "gated, past": of_gated(groups=2, options=dict(read="past")),
+  "gated, 3 a step": of_gated(groups=2, rows=(3,)),
+  "gated, 3 a step, past": of_gated(rows=(3,), options=dict(read="past")),
   "gated, K": of_gated(wide=True),
   "gated, K, before": of_gated(groups=2, wide=True, options=before),
   "delta": of_delta(),
@@ -456,6 +459,10 @@ def test_selective_never_expands_its_state():
     (dict(read="before"), "needs one"),
     (dict(u=normal(0, 4, K)), "takes no u"),
     (dict(read="now"), "read='now'"),
+    (
+      gated_case(16, wide=True, rows=(3,)),
+      "3 tokens in a step need one decay a head",
+    ),
   ],
 )
 def test_refused(change, message):
