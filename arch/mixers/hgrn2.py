@@ -1,0 +1,78 @@
+"""HGRN2: HGRN with a matrix state, whose keys are what its gates do not keep.
+
+  bound = the row of this layer in cumsum(softmax(bounds)) - softmax(bounds)_0
+  q = silu(x W_q),  f = bound + (1 - bound) sigmoid(x W_f),  v = x W_v
+  S_t = diag(f_t) S_{t-1} + (1 - f_t) v_t^T,  o_t = S_t^T q_t / sqrt(K)
+  out = norm(o) W_out,  norm over all heads
+
+Qin et al. 2024, https://arxiv.org/abs/2404.07904, section 3; as in fla-org/
+flash-linear-attention (by two of the authors), layers/hgrn2.py and, for the
+bounds and the start, models/hgrn2/modeling_hgrn2.py: normal of 0.02, bounds 0,
+no biases. `bounds`, one row a layer, is one parameter of the model, as HGRN's.
+
+B batch  T time  D width  H heads  K width of a head
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import layers
+from arch.mixers import hgrn
+from arch.recurrence import gated
+
+Shared = hgrn.Shared
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(layers.Config):
+  """
+  Attributes:
+    head: K, the width of a head's query, gate and value.
+    eps: of the norm.
+  """
+
+  head: int = 128
+  eps: float = 1e-5
+
+  def __post_init__(self):
+    self.divide("dim", "head")
+
+  @property
+  def inner(self):
+    """Bounds a layer, which Shared asks for."""
+    return self.dim
+
+  @property
+  def heads(self):
+    return self.divide("dim", "head")
+
+
+class Mixer(nnx.Module):
+  def __init__(self, cfg, *, layer, rngs):
+    self.cfg = cfg
+    D = cfg.dim
+    init = nnx.initializers.normal(0.02)
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
+    self.in_proj = layers.Linear(D, 3 * D, **kw)  # q, f, v
+    self.norm = layers.RMSNorm(D, eps=cfg.eps)
+    self.out_proj = layers.Linear(D, D, **kw)
+
+  def init_state(self, batch, length=None):
+    H, K = self.cfg.heads, self.cfg.head
+    return jnp.zeros((batch, H, K, K))
+
+  def __call__(self, x, reset, state, shared):
+    B, T, D = x.shape
+    q, f, v = jnp.split(self.in_proj(x), 3, -1)
+    f, bound = f.astype(jnp.float32), shared[None, None]
+    # 1 - f and log f, exact where the gate is nearly open or shut
+    k = (1 - bound) * jax.nn.sigmoid(-f)
+    floor = jnp.log(jnp.maximum(bound, 1e-30))
+    g = jax.nn.log_sigmoid(f) + jax.nn.softplus(floor - f)
+    q, k = jax.nn.silu(q) * self.cfg.head**-0.5, k.astype(v.dtype)
+    q, k, v, g = (t.reshape(B, T, -1, self.cfg.head) for t in (q, k, v, g))
+    o, S = gated.chunked(q, k, v, g, reset, state)
+    return self.out_proj(self.norm(o.reshape(B, T, D).astype(jnp.float32))), S
