@@ -34,7 +34,7 @@ def get_config(size="small"):
   )
   c.model.mixers.attention = dict(
     head={"tiny": 6, "small": 32, "full": 128}[size],
-    kv_heads={"tiny": 2, "small": 2, "full": 8}[size],
+    kv_heads={"tiny": 2, "small": 1, "full": 8}[size],
     rotary=0.0,
     qk_norm=False,
     std=0.02,
@@ -44,9 +44,8 @@ def get_config(size="small"):
   c.model.channels.experts = dict(
     experts={"tiny": 5, "small": 8, "full": 16}[size],
     top=2,
-    width={"tiny": 7, "small": 88, "full": 14_336}[size],
+    width={"tiny": 7, "small": 24, "full": 14_336}[size],
     shared=0,
     score="softmax",
   )
-  c.match.size = "model.channels.experts.width"
   return c.lock()

@@ -179,7 +179,8 @@ def test_nothing_before_a_reset_matters(name):
   changed, other_gradient, _ = pulled(other, reset, cotangent)
   close(changed[:, cut:], y[:, cut:], 1e-6)
   close(other_gradient, gradient)
-  assert np.all(dx[:, :cut] == 0) and np.all(dx[:, cut:] != 0)
+  size = np.abs(dx).max()
+  assert np.abs(dx[:, :cut]).max() < 1e-6 * size and np.all(dx[:, cut:] != 0)
   alone, _, _ = pulled(jnp.roll(x, -cut, 1), none, cotangent)
   close(alone[:, : T - cut], y[:, cut:])
 

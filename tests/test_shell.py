@@ -49,7 +49,7 @@ def test_the_longest_periodic_run_is_stacked():
   [
     ((), 3, "empty pattern"),
     (("mamba2",) * 4, 3, "4 blocks in a depth of 3"),
-    (("mamba3",), 3, "'mamba3': did you mean 'mamba' or 'mamba2'"),
+    (("gated_deltnet",), 3, "did you mean 'gated_deltanet'"),
     (("attention+swigloo",), 3, "did you mean 'swiglu'"),
     (({"mixer": "attention", "windoww": 3},), 3, "has a field 'windoww'"),
     (({"window": 3},), 3, "needs a mixer"),
