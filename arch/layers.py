@@ -178,16 +178,20 @@ class RMSNorm(nnx.Module):
   """w x / sqrt(mean x^2 + eps), in float32, answered in x's dtype.
 
   Zhang and Sennrich 2019, https://arxiv.org/abs/1910.07467, eq. 4. With `plus`
-  the parameter is w - 1, as in Gemma.
+  the parameter is w - 1, as in Gemma; a `plain` one has none, w = 1.
   """
 
-  def __init__(self, dim, *, eps=1e-6, plus=False):
+  def __init__(self, dim, *, eps=1e-6, plus=False, plain=False):
     self.eps, self.plus = eps, plus
-    self.weight = Vector(jnp.zeros(dim) if plus else jnp.ones(dim))
+    start = jnp.zeros(dim) if plus else jnp.ones(dim)
+    self.weight = None if plain else Vector(start)
 
   def __call__(self, x):
-    weight = self.weight[...] + 1 if self.plus else self.weight[...]
-    return (normalise(x, self.eps) * along(weight, x)).astype(x.dtype)
+    y = normalise(x, self.eps)
+    if self.weight is not None:
+      weight = self.weight[...] + 1 if self.plus else self.weight[...]
+      y = y * along(weight, x)
+    return y.astype(x.dtype)
 
 
 def standardise(x, eps: float):
@@ -237,6 +241,7 @@ class HeadNorm(nnx.Module):
 NORMS = {
   "rms": RMSNorm,
   "rms_plus": functools.partial(RMSNorm, plus=True),
+  "rms_plain": functools.partial(RMSNorm, plain=True),
   "layer": LayerNorm,
 }
 

@@ -204,8 +204,8 @@ class Config:
     mixers: fields of each mixer's Config, by its name.
     channels: fields of each channel mixer's Config, by its name.
     vocab: `name` of a file in arch/vocab, `size`, and fields of its Config.
-    norm: of the residual stream: "rms", "rms_plus" (its parameter is w - 1) or
-      "layer" (with biases).
+    norm: of the residual stream: "rms", "rms_plus" (its parameter is w - 1),
+      "rms_plain" (it has none) or "layer" (with biases).
     norm_eps: what a norm adds to the mean square.
     embed_norm: whether the embedded tokens are normalised, as RWKV's are.
     positions: how many learned positions a document has, added to the embedded

@@ -2,8 +2,7 @@
 has experts in place of its SwiGLU.
 
 Lieber et al. 2024, https://arxiv.org/abs/2403.19887; `full` is Jamba-v0.1. Its
-attention has no positions. Not as there: the norms of the step, B and C have no
-weights, and the weights of a token's two experts sum to 1.
+attention has no positions.
 """
 
 from configs import base_config
@@ -30,7 +29,7 @@ def get_config(size="small"):
   if size == "small":
     c.model.depth = 8
   c.model.mixers.mamba = dict(
-    state={"tiny": 5, "small": 16, "full": 16}[size], eps=1e-6
+    state={"tiny": 5, "small": 16, "full": 16}[size], norm="rms"
   )
   c.model.mixers.attention = dict(
     head={"tiny": 6, "small": 32, "full": 128}[size],
@@ -47,5 +46,6 @@ def get_config(size="small"):
     width={"tiny": 7, "small": 24, "full": 14_336}[size],
     shared=0,
     score="softmax",
+    normalised=False,
   )
   return c.lock()

@@ -26,6 +26,7 @@ def get_config(size="small"):
     top={"tiny": 2, "small": 2, "full": 8}[size],
     width={"tiny": 7, "small": 112, "full": 1024}[size],
     shared={"tiny": 5, "small": 112, "full": 1024}[size],
+    scale=2.446,
   )
   c.match.size = "model.channels.experts.width"
   if size == "tiny":

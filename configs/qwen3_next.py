@@ -1,8 +1,7 @@
 """Qwen3-Next: three blocks of Gated DeltaNet, then one of gated attention, all
 with many small experts.
 
-`full` is Qwen3-Next-80B-A3B; read in transformers, models/qwen3_next. Not as
-there: the expert that all tokens share has no gate of its own.
+`full` is Qwen3-Next-80B-A3B; read in transformers, models/qwen3_next.
 """
 
 from configs import base_config
@@ -39,6 +38,7 @@ def get_config(size="small"):
     top={"tiny": 2, "small": 2, "full": 10}[size],
     width={"tiny": 7, "small": 64, "full": 512}[size],
     score="softmax",
+    shared_gate=True,
   )
   c.match.size = "model.channels.experts.width"
   return c.lock()

@@ -1,7 +1,11 @@
 """Folders of transformers' own random models, in and out."""
 
+import copy
+import importlib
+import inspect
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,223 +23,156 @@ from train import checkpoint, convert, generate, workdir
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.xdist_group("convert")
+import transformers  # noqa: E402
+from convert import T, V  # noqa: E402
 
-T, V = 21, 37
-
-
-def llama(**fields):
-  from transformers import LlamaConfig, LlamaForCausalLM
-
-  return LlamaForCausalLM(
-    LlamaConfig(
-      hidden_size=24,
-      intermediate_size=29,
-      num_hidden_layers=3,
-      num_attention_heads=4,
-      num_key_value_heads=2,
-      max_position_embeddings=T,
-      vocab_size=V,
-      **fields,
-    )
-  )
+TYPES = sorted(
+  p.stem for p in (Path(__file__).parent / "convert").glob("[a-z]*")
+)
 
 
-def gpt2(vocab_size=V):
-  from transformers import GPT2Config, GPT2LMHeadModel
-
-  return GPT2LMHeadModel(
-    GPT2Config(
-      n_embd=24,
-      n_layer=3,
-      n_head=4,
-      n_positions=T,
-      vocab_size=vocab_size,
-      bos_token_id=5,
-      eos_token_id=5,
-    )
-  )
+def module(kind):
+  return importlib.import_module(f"convert.{kind}")
 
 
-def mamba(**fields):
-  from transformers import MambaConfig, MambaForCausalLM
-
-  return MambaForCausalLM(
-    MambaConfig(
-      hidden_size=12,
-      num_hidden_layers=3,
-      state_size=5,
-      time_step_rank=3,
-      conv_kernel=3,
-      vocab_size=V,
-      use_mambapy=False,
-      **fields,
-    )
-  )
+def mark(kind):
+  """One worker for a type, whose folders are then made once."""
+  return pytest.mark.xdist_group(f"convert {kind}")
 
 
-def falcon_mamba():
-  from transformers import FalconMambaConfig, FalconMambaForCausalLM
-
-  return FalconMambaForCausalLM(
-    FalconMambaConfig(
-      hidden_size=12,
-      num_hidden_layers=2,
-      state_size=5,
-      time_step_rank=3,
-      conv_kernel=3,
-      vocab_size=V,
-      bos_token_id=0,
-      use_mambapy=False,
-    )
-  )
-
-
-def recurrent_gemma(**fields):
-  from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
-
-  return RecurrentGemmaForCausalLM(
-    RecurrentGemmaConfig(
-      hidden_size=24,
-      intermediate_size=58,
-      num_hidden_layers=5,
-      num_attention_heads=3,
-      num_key_value_heads=1,
-      attention_window_size=5,
-      conv1d_width=3,
-      vocab_size=V,
-      attn_implementation="eager",
-      pad_token_id=None,  # torch gives the pad's row no gradient
-      **fields,
-    )
-  )
-
-
-def mamba2(**fields):
-  from transformers import Mamba2Config, Mamba2ForCausalLM
-
-  return Mamba2ForCausalLM(
-    Mamba2Config(
-      hidden_size=12,
-      num_heads=6,
-      head_dim=4,
-      n_groups=2,
-      num_hidden_layers=3,
-      state_size=5,
-      conv_kernel=3,
-      chunk_size=8,
-      vocab_size=V,
-      bos_token_id=0,
-      **fields,
-    )
-  )
-
-
-CASES = {
-  "llama": lambda: llama(),
-  "llama, tied, biases": lambda: llama(
-    tie_word_embeddings=True,
-    attention_bias=True,
-    rope_parameters={"rope_type": "default", "rope_theta": 500.0},
-  ),
-  "gpt2": lambda: gpt2(),
-  "mamba": lambda: mamba(),
-  "falcon_mamba": lambda: falcon_mamba(),
-  "recurrent_gemma": lambda: recurrent_gemma(),
-  "recurrent_gemma, biases": lambda: recurrent_gemma(
-    attention_bias=True, lru_width=36
-  ),
-  "mamba2": lambda: mamba2(),
-  "mamba2, tied": lambda: mamba2(tie_word_embeddings=True),
-}
+every = pytest.mark.parametrize(
+  ("kind", "name"),
+  [
+    pytest.param(kind, name, id=f"{kind}, {name}", marks=mark(kind))
+    for kind in TYPES
+    for name in module(kind).CASES
+  ],
+)
 
 
 def noisy(theirs):
+  """With noise on every number that is saved, also on a router's bias."""
   torch.manual_seed(0)
   with torch.no_grad():
-    for p in theirs.parameters():
-      p.add_(0.1 * torch.randn_like(p))
+    for name, t in theirs.state_dict(keep_vars=True).items():
+      if isinstance(t, torch.nn.Parameter) or name.endswith("bias"):
+        t.add_(0.1 * torch.randn_like(t))
   return theirs.eval()
+
+
+def test_every_type_has_a_file():
+  assert TYPES == convert.names()
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-  """name -> the model, and its folder; each is made once."""
+  """type and case -> the model, and its folder; each is made once."""
   made = {}
 
-  def get(name):
-    if name not in made:
+  def get(kind, name="plain"):
+    if (kind, name) not in made:
       path = tmp_path_factory.mktemp("folder")
-      theirs = noisy(CASES[name]())
+      theirs = noisy(module(kind).CASES[name]())
       theirs.save_pretrained(path)
-      made[name] = theirs, path
-    return made[name]
+      made[kind, name] = theirs, path
+    return made[kind, name]
 
   return get
+
+
+WEIGHTS = "model.safetensors"
+BUFFERS = "e_score_correction_bias"  # saved, and without a gradient
 
 
 def into(path, run):
   return convert.into(path, run, configs.base_config())
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_logits_and_gradients(name, folders, tmp_path):
-  theirs, path = folders(name)
+def graded(theirs, path):
+  """The loss, and its gradients by the names of the folder's tensors."""
+  holder = copy.deepcopy(theirs)
+  text = torch.tensor(tokens())
+  logits = theirs(text).logits
+  nll = torch.nn.functional.cross_entropy(
+    logits.reshape(-1, V), torch.roll(text, -1, 1).reshape(-1)
+  )
+  nll.backward()
+  pairs = zip(holder.parameters(), theirs.parameters(), strict=True)
+  with torch.no_grad():
+    for p, own in pairs:
+      p.copy_(own.grad)
+  holder.save_pretrained(path)
+  return logits.detach().numpy(), nll.item(), load_file(path / WEIGHTS)
+
+
+def tokens():
+  return np.random.default_rng(0).integers(0, V, (2, T))
+
+
+def decoded(theirs):
+  """Logits from a token at a time and their own cache."""
+  theirs = copy.deepcopy(theirs)  # some keep a state of their own
+  cache = transformers.DynamicCache(config=theirs.config)
+  own = inspect.signature(theirs.forward).parameters
+  name = next(n for n in ("past_key_values", "cache_params") if n in own)
+  with torch.no_grad():
+    steps = [
+      theirs(column[:, None], use_cache=True, **{name: cache}).logits
+      for column in torch.tensor(tokens()).T
+    ]
+  return torch.cat(steps, 1).numpy()
+
+
+@every
+def test_logits_gradients_and_decoding(kind, name, folders, tmp_path):
+  theirs, path = folders(kind, name)
   found = into(path, tmp_path / "run")
   assert found["params"] >= sum(p.numel() for p in theirs.parameters())
   model = checkpoint.load_model(tmp_path / "run")
-  tokens = np.random.default_rng(0).integers(0, V, (2, T))
-  text = torch.tensor(tokens)
-  out = theirs(text)
-  targets = torch.roll(text, -1, 1)
-  nll = torch.nn.functional.cross_entropy(
-    out.logits.reshape(-1, V), targets.reshape(-1)
-  )
-  nll.backward()
+  cached = name not in getattr(module(kind), "NO_CACHE", ())
+  steps = decoded(theirs) if cached else None
+  logits, nll, grads = graded(theirs, tmp_path / "gradients")
 
   cfg = workdir.read(tmp_path / "run")["config"]
   params, buffers = lm.pure(model)
+  text = jnp.asarray(tokens())
 
   @jax.jit
   def run(params):
     def loss(params):
       model = lm.fill(lm.abstract(cfg["model"]), params, buffers)
-      nats, _ = model.loss(
-        jnp.asarray(tokens), targets.numpy(), jnp.ones((2, T))
-      )
+      nats, _ = model.loss(text, jnp.roll(text, -1, 1), jnp.ones((2, T)))
       return nats
 
-    logits, _ = lm.fill(model, params, buffers)(jnp.asarray(tokens))
+    logits, _ = lm.fill(model, params, buffers)(text)
     return logits, jax.value_and_grad(loss)(params)
 
-  logits, (nats, gradient) = run(params)
-  close(logits, out.logits.detach().numpy(), 1e-4)
-  close(nats, nll.detach().numpy(), 1e-5)
-  source = json.loads((tmp_path / "run" / convert.SOURCE).read_text())
-  hf = source["config"]
+  own, (nats, gradient) = run(params)
+  close(own, logits, 1e-4)
+  close(nats, nll, 1e-5)
+  if steps is not None:
+    close(own, steps, 1e-4)
+  hf = json.loads((path / "config.json").read_text())
   rules = convert.rules(hf, convert.find(hf, path), model)
-  own = convert.backwards(
-    rules, {p: np.asarray(g) for p, g in flatten_dict(gradient).items()}
-  )
-  grads = {n: p.grad.numpy() for n, p in theirs.named_parameters()}
+  flat = flatten_dict(jax.tree.map(np.zeros_like, buffers))
+  flat |= {p: np.asarray(g) for p, g in flatten_dict(gradient).items()}
+  own = convert.backwards(rules, flat)
   assert own.keys() == grads.keys()
-  largest = max(np.abs(g).max() for g in grads.values())
-  for key, g in own.items():
-    assert np.abs(g - grads[key]).max() < 1e-4 * largest, key
+  trained = {k: g for k, g in grads.items() if not k.endswith(BUFFERS)}
+  largest = max(np.abs(g).max() for g in trained.values())
+  for key, g in trained.items():
+    assert np.abs(own[key] - g).max() < 1e-4 * largest, key
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_round_trip_is_exact(name, folders, tmp_path):
-  _, path = folders(name)
+@every
+def test_the_round_trip_is_exact(kind, name, folders, tmp_path):
+  _, path = folders(kind, name)
   into(path, tmp_path / "run")
   convert.out_of(tmp_path / "run", tmp_path / "out")
-  file = "model.safetensors"
-  assert (
-    load_file(path / file).keys() == load_file(tmp_path / "out" / file).keys()
-  )
-  for key, x in load_file(path / file).items():
-    y = load_file(tmp_path / "out" / file)[key]
-    assert x.dtype == y.dtype and np.array_equal(x, y), key
+  theirs, ours = (load_file(p / WEIGHTS) for p in (path, tmp_path / "out"))
+  assert theirs.keys() == ours.keys()
+  for key, x in theirs.items():
+    assert x.dtype == ours[key].dtype and np.array_equal(x, ours[key]), key
   configs_ = [
     json.loads((p / "config.json").read_text())
     for p in (path, tmp_path / "out")
@@ -244,7 +181,7 @@ def test_the_round_trip_is_exact(name, folders, tmp_path):
 
 
 def test_shards_and_bfloat16(tmp_path):
-  theirs = noisy(llama()).to(torch.bfloat16)
+  theirs = noisy(module("llama").CASES["plain"]()).to(torch.bfloat16)
   theirs.save_pretrained(tmp_path / "a", max_shard_size="8KB")
   assert len(list((tmp_path / "a").glob("*.safetensors"))) > 1
   into(tmp_path / "a", tmp_path / "run")
@@ -277,9 +214,9 @@ def test_the_start_symbol_is_theirs(folders, tmp_path):
 
 def broken(path, to, change):
   shutil.copytree(path, to)
-  tensors = load_file(to / "model.safetensors")
+  tensors = load_file(to / WEIGHTS)
   change(tensors)
-  save_file(tensors, to / "model.safetensors")
+  save_file(tensors, to / WEIGHTS)
 
 
 NORM = "model.norm.weight"
@@ -311,7 +248,7 @@ def test_files_that_cannot_be_read(folders, tmp_path):
   _, path = folders("llama")
   bad = tmp_path / "bad"
   shutil.copytree(path, bad)
-  file = bad / "model.safetensors"
+  file = bad / WEIGHTS
   file.write_bytes(file.read_bytes()[:-7])
   with pytest.raises(ValueError, match="model.safetensors is cut short"):
     into(bad, tmp_path / "run")
@@ -321,7 +258,7 @@ def test_files_that_cannot_be_read(folders, tmp_path):
   ):
     into(bad, tmp_path / "run")
   hf = json.loads((bad / "config.json").read_text())
-  shutil.copy(path / "model.safetensors", bad)
+  shutil.copy(path / WEIGHTS, bad)
   for fields, message in (
     ({"model_type": "lama"}, "'lama': did you mean 'llama'"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
@@ -361,7 +298,7 @@ def test_the_commands(folders, tmp_path):
   assert code == 0 and "run: mamba, " in text and "tokenizer none" in text
   code, text = run("convert", f"--to={tmp_path / 'out'}", own)
   assert code == 0 and "tensors, and config.json" in text
-  assert (tmp_path / "out" / "model.safetensors").exists()
+  assert (tmp_path / "out" / WEIGHTS).exists()
   code, text = run("convert", own)
   assert code == 1 and "error: name one folder" in text
 
@@ -378,7 +315,7 @@ def test_a_byte_level_tokenizer_comes_along(folders, tmp_path):
   assert f"{learnt.vocab} symbols, the model {V}" in found["tokenizer"]
   assert not (tmp_path / "run" / "tokenizer.json").exists()
 
-  theirs = noisy(gpt2(vocab_size=learnt.vocab))
+  theirs = noisy(module("gpt2").model(vocab_size=learnt.vocab))
   theirs.save_pretrained(tmp_path / "fits")
   learnt.save(tmp_path / "fits" / "tokenizer.json")
   found = into(tmp_path / "fits", tmp_path / "whole")

@@ -45,9 +45,12 @@ def naive(channel, x):
   weights = scores * chosen
   if cfg.experts == 1:
     weights = chosen
-  elif cfg.top > 1:
+  elif cfg.top > 1 and cfg.normalised:
     weights = weights / weights.sum(-1, keepdims=True)
+  weights = cfg.scale * weights
   y = channel.shared(x, None, None)[0] if cfg.shared_hidden else 0 * x
+  if cfg.shared_gate:
+    y = y * jax.nn.sigmoid(x @ channel.shared_gate[...])
   for e in range(cfg.experts):
     gate, up, down = (
       p[...][e] for p in (channel.gate, channel.up, channel.down)
@@ -84,6 +87,7 @@ def same(channel, x):
     (dict(top=1), "cpu"),
     (dict(top=5, shared=0, score="softmax"), "cpu"),
     (dict(experts=1, top=1, shared=4), "cpu"),
+    (dict(normalised=False, scale=2.5, shared_gate=True), "cpu"),
   ],
   ids=str,
 )

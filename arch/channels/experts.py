@@ -1,8 +1,8 @@
 """A few of many small SwiGLU networks a token, and one that all tokens share.
 
-  y = shared(x) + sum_{e chosen} g_e expert_e(x)
+  y = shared(x) (sigmoid(x w)) + c sum_{e chosen} g_e expert_e(x)
   s = sigmoid(x R) or softmax(x R),  chosen = the `top` largest of s + b
-  g_e = s_e / sum_{chosen} s;  top = 1 of several: g_e = s_e, for R's gradient
+  g_e = s_e (/ sum_{chosen} s, unless one of several is chosen: R's gradient)
   b_e <- b_e + u sign(mean load - load_e)        after every training step
 
 DeepSeek-V3, https://arxiv.org/abs/2412.19437, eq. 12 to 16, for the layer;
@@ -45,6 +45,9 @@ class Config(layers.Config):
       `width`, 0 for no such expert.
     balance_rate: u above, a step of the bias; 0 for no balancing.
     score: "sigmoid" (DeepSeek-V3) or "softmax" (before it).
+    normalised: whether the weights of a token's experts sum to c.
+    scale: c, which DeepSeek-V3 calls its routed scaling factor.
+    shared_gate: whether there is w.
   """
 
   experts: int = 16
@@ -53,6 +56,9 @@ class Config(layers.Config):
   shared: int | None = None
   balance_rate: float = 1e-3
   score: str = "sigmoid"
+  normalised: bool = True
+  scale: float = 1.0
+  shared_gate: bool = False
 
   def __post_init__(self):
     for name in ("experts", "top", "hidden"):
@@ -70,6 +76,10 @@ class Config(layers.Config):
         f"channel experts: shared={self.shared} and balance_rate="
         f"{self.balance_rate} must not be negative"
       )
+    if self.scale <= 0:
+      raise ValueError(f"channel experts: scale={self.scale} must be positive")
+    if self.shared_gate and not self.shared_hidden:
+      raise ValueError("channel experts: shared_gate=True, but shared=0")
     if self.score not in ("sigmoid", "softmax"):
       raise ValueError(
         f"channel experts: score={self.score!r}: sigmoid or softmax"
@@ -111,6 +121,8 @@ class Channel(nnx.Module):
         width=cfg.shared_hidden,
       )
       self.shared = swiglu.Channel(own, layer=layer, rngs=rngs)
+    if cfg.shared_gate:
+      self.shared_gate = Matrix(fan_in()(rngs.params(), (D, 1)))
 
   def init_state(self, batch, length=None):
     return {}
@@ -137,9 +149,10 @@ class Channel(nnx.Module):
     scores = jax.lax.stop_gradient(jnp.exp(logs)) + self.bias[...][None]
     _, choice = jax.lax.top_k(scores, self.cfg.top)
     logs = jnp.take_along_axis(logs, choice, -1)
-    if self.cfg.top == 1 < self.cfg.experts:
-      return choice, jnp.exp(logs)
-    return choice, jax.nn.softmax(logs, -1)
+    alone = self.cfg.top == 1 < self.cfg.experts
+    whole = self.cfg.normalised and not alone
+    weights = jax.nn.softmax(logs, -1) if whole else jnp.exp(logs)
+    return choice, self.cfg.scale * weights
 
   def __call__(self, x, reset, state):
     B, T, D = x.shape
@@ -151,7 +164,11 @@ class Channel(nnx.Module):
     matrices = self.gate[...], self.up[...], self.down[...]
     y = dispatch(tokens, choice, weights, load, matrices).reshape(B, T, D)
     if self.cfg.shared_hidden:
-      y = y + self.shared(x, reset, None)[0]
+      own = self.shared(x, reset, None)[0]
+      if self.cfg.shared_gate:
+        gate = product("btd,dk->btk", x, self.shared_gate[...].astype(x.dtype))
+        own = own * jax.nn.sigmoid(gate).astype(own.dtype)
+      y = y + own
     share = load.astype(jnp.float32) * (E / choice.size)
     bias = self.bias[...] + self.cfg.balance_rate * jnp.sign(1 - share)
     aux = {"load_violation": jnp.max(share) - 1, "next": {"bias": bias}}

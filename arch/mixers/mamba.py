@@ -37,8 +37,9 @@ class Config(layers.Config):
     expand: inner width over dim.
     rank: R, of the map that makes the step; None for dim / 16, rounded up.
     conv: taps of the short convolution.
-    eps: of an RMS norm, without weights, of r, B and C each; None for no such
-      norm. Falcon Mamba's, https://arxiv.org/abs/2410.05355, section 2.
+    norm: which of layers.NORMS r, B and C have each, and `eps` of it; None for
+      none. "rms" in Jamba, https://arxiv.org/abs/2403.19887, section 6.4;
+      "rms_plain" in Falcon Mamba, https://arxiv.org/abs/2410.05355, section 2.
     negative: eigenvalues in [-1, 1], not in [0, 1].
   """
 
@@ -46,7 +47,8 @@ class Config(layers.Config):
   expand: int = 2
   rank: int | None = None
   conv: int = 4
-  eps: float | None = None
+  norm: str | None = None
+  eps: float = 1e-6
   negative: bool = False
 
   def __post_init__(self):
@@ -55,6 +57,9 @@ class Config(layers.Config):
         raise ValueError(
           f"mamba: {name}={getattr(self, name)} must be at least 1"
         )
+    if self.norm is not None and self.norm not in layers.NORMS:
+      known = layers.closest(self.norm, layers.NORMS)
+      raise ValueError(f"mamba: unknown norm={self.norm!r}: {known}")
 
   @property
   def inner(self):
@@ -81,6 +86,10 @@ class Mixer(nnx.Module):
     self.in_proj = layers.Linear(cfg.dim, 2 * E, init=uniform, **kw)
     self.conv = layers.ShortConv(E, cfg.conv, **kw)
     self.x_proj = layers.Linear(E, R + 2 * N, init=uniform, **kw)
+    self.dt_norm, self.B_norm, self.C_norm = (
+      layers.NORMS[cfg.norm](width, eps=cfg.eps) if cfg.norm else None
+      for width in (R, N, N)
+    )
     self.dt_proj = layers.Linear(R, E, init=uniform, **kw)
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (E,)))
     A = jnp.broadcast_to(jnp.arange(1.0, N + 1)[None], (E, N))
@@ -101,8 +110,8 @@ class Mixer(nnx.Module):
     x, conv = self.conv(x, reset, state["conv"])
     x = jax.nn.silu(x)
     r, b, c = jnp.split(self.x_proj(x), (R, R + N), -1)
-    if self.cfg.eps is not None:
-      r, b, c = (layers.normalise(t, self.cfg.eps) for t in (r, b, c))
+    if self.cfg.norm is not None:
+      r, b, c = self.dt_norm(r), self.B_norm(b), self.C_norm(c)
     dt = self.dt_proj(r).astype(jnp.float32) + self.dt_bias[...][None, None]
     dt = jax.nn.softplus(dt)  # B T E
     A = -jnp.exp(self.A_log[...])

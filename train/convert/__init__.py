@@ -6,7 +6,7 @@ is the name of a file in this package, which exports, for that config `hf`:
   model(hf)        the fields of a config's `model`
   top(hf)          our parameters outside of the blocks, and what they are made
                    of: path -> rule
-  block(hf, i)     those of block i
+  block(hf, i)     those of block i, which may name buffers, too
   ignored(hf)      names of tensors that hold nothing of the model's own
 
 A rule is one array of ours, made of one tensor or more, and back: see Same.
@@ -21,13 +21,11 @@ cut short, and for weights that are pickled.
 import dataclasses
 import importlib
 import json
-import math
 import pkgutil
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -111,6 +109,55 @@ class Joined:
     return found
 
 
+@dataclasses.dataclass(frozen=True)
+class Permuted:
+  """A rule's array with the numbers of its last axis in another order."""
+
+  rule: object
+  order: np.ndarray  # which of theirs each of ours is
+
+  def ours(self, tensors):
+    return self.rule.ours(tensors)[..., self.order]
+
+  def theirs(self, array):
+    return self.rule.theirs(array[..., np.argsort(self.order)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Stacked:
+  """Several rules' arrays on a new first axis, as those of experts."""
+
+  rules: tuple
+
+  def ours(self, tensors):
+    return np.stack([rule.ours(tensors) for rule in self.rules])
+
+  def theirs(self, array):
+    found = {}
+    for rule, part in zip(self.rules, array, strict=True):
+      found |= rule.theirs(part)
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Absent:
+  """A buffer of ours that the format has no place for, 0 where one starts."""
+
+  path: tuple[str, ...]
+  shape: tuple[int, ...]
+
+  def ours(self, tensors):
+    return np.zeros(self.shape)
+
+  def theirs(self, array):
+    if np.any(array):
+      raise ValueError(
+        f"the format has no place for {'.'.join(self.path)}, which training "
+        "has changed"
+      )
+    return {}
+
+
 def names() -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
@@ -188,8 +235,14 @@ def read(path) -> Folder:
   return Folder(hf, tensors, shards)
 
 
+def arrays(model) -> dict:
+  """Parameters and buffers by their path."""
+  params, buffers = lm.pure(model)
+  return flatten_dict(params) | flatten_dict(buffers)
+
+
 def rules(hf: Mapping, module, model) -> dict:
-  """Path of every parameter -> its rule, or a list of one a repeat."""
+  """Path of every array -> its rule, or a list of one a repeat."""
   found = dict(module.top(hf))
   layer = 0
   for i, n in enumerate(model.repeats):
@@ -200,27 +253,30 @@ def rules(hf: Mapping, module, model) -> dict:
         for path, rule in module.block(hf, layer).items():
           found.setdefault((stack, f"block_{j}", *path), []).append(rule)
         layer += 1
+  _, buffers = lm.pure(model)
+  for path, buffer in flatten_dict(buffers).items():
+    found.setdefault(path, Absent(path, buffer.shape))
   return found
 
 
-def backwards(found: Mapping, params: Mapping) -> dict[str, np.ndarray]:
-  """The folder's tensors, from our flat parameters."""
-  if found.keys() != params.keys():
+def backwards(found: Mapping, ours: Mapping) -> dict[str, np.ndarray]:
+  """The folder's tensors, from our flat arrays."""
+  if found.keys() != ours.keys():
     raise ValueError(
       "the rules and the model differ in "
-      + ", ".join(".".join(p) for p in sorted(found.keys() ^ params.keys()))
+      + ", ".join(".".join(p) for p in sorted(found.keys() ^ ours.keys()))
     )
   tensors = {}
   for path, rule in found.items():
     several = rule if isinstance(rule, list) else [rule]
-    arrays = params[path] if isinstance(rule, list) else [params[path]]
-    for one, array in zip(several, arrays, strict=True):
+    parts = ours[path] if isinstance(rule, list) else [ours[path]]
+    for one, array in zip(several, parts, strict=True):
       tensors |= one.theirs(array)
   return tensors
 
 
 def forwards(found: Mapping, tensors: Mapping) -> dict:
-  """Our flat parameters in float32, from the folder's tensors."""
+  """Our flat arrays in float32, from the folder's tensors."""
 
   def one(rule):
     return np.asarray(rule.ours(tensors), np.float32)
@@ -274,10 +330,9 @@ def into(path, run, cfg) -> dict:
   cfg = cfg.copy_and_resolve_references().unlock()
   cfg.model = module.model(folder.hf)
   model = lm.abstract(cfg.model)
-  params, buffers = lm.pure(model)
   empty = {
     path: np.broadcast_to(np.float32(0), leaf.shape)
-    for path, leaf in flatten_dict(params).items()
+    for path, leaf in arrays(model).items()
   }
   found = rules(folder.hf, module, model)
   expected = backwards(found, empty)
@@ -292,9 +347,10 @@ def into(path, run, cfg) -> dict:
       for name in expected
     },
   }
+  made, kinds = forwards(found, folder.tensors), lm.pure(model)
   state = {
-    "params": unflatten_dict(forwards(found, folder.tensors)),
-    "buffers": jax.tree.map(lambda b: np.zeros(b.shape, b.dtype), buffers),
+    name: unflatten_dict({path: made[path] for path in flatten_dict(kind)})
+    for name, kind in zip(("params", "buffers"), kinds, strict=True)
   }
   with workdir.Workdir(run) as held:
     with Checkpoints(held) as checkpoints:
@@ -306,7 +362,7 @@ def into(path, run, cfg) -> dict:
     held.record(cfg)
   return {
     "type": folder.hf["model_type"],
-    "params": sum(math.prod(a.shape) for a in empty.values()),
+    "params": sum(p.size for p in flatten_dict(kinds[0]).values()),
     "tokenizer": why,
   }
 
@@ -341,10 +397,9 @@ def out_of(run, path, which: str = "best") -> int:
   source = json.loads(file.read_text(encoding="utf-8"))
   hf = source["config"]
   model = load_model(run, which)
-  params, _ = lm.pure(model)
   found = rules(hf, find(hf, file), model)
-  params = {p: np.asarray(a) for p, a in flatten_dict(params).items()}
-  tensors = backwards(found, params)
+  ours = {path: np.asarray(a) for path, a in arrays(model).items()}
+  tensors = backwards(found, ours)
   if path.exists() and any(path.iterdir()):
     raise ValueError(f"{path} is not empty: name another --to")
   with workdir.writing(path):

@@ -10,5 +10,5 @@ block, ignored, top = mamba.block, mamba.ignored, mamba.top
 
 def model(hf):
   found = mamba.model(hf)
-  found["mixers"]["mamba"]["eps"] = hf["mixer_rms_eps"]
+  found["mixers"]["mamba"] |= dict(norm="rms_plain", eps=hf["mixer_rms_eps"])
   return found

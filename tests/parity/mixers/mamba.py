@@ -3,23 +3,30 @@ a loop inside its layer; mamba_ssm's start."""
 
 import numpy as np
 import torch
-from transformers import DynamicCache, FalconMambaConfig, MambaConfig
+from transformers import (
+  DynamicCache,
+  FalconMambaConfig,
+  JambaConfig,
+  MambaConfig,
+)
 from transformers.models.falcon_mamba.modeling_falcon_mamba import (
   FalconMambaMixer,
 )
+from transformers.models.jamba.modeling_jamba import JambaMambaMixer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from arch.mixers import mamba as ours
 from parity import Case, starts
 
 SOURCE = (
-  "transformers MambaMixer and, with eps, FalconMambaMixer; negative: a float64"
-  " loop of arXiv 2411.12537; start: mamba_ssm"
+  "transformers MambaMixer, FalconMambaMixer and JambaMambaMixer (norms); "
+  "negative: a float64 loop of arXiv 2411.12537; start: mamba_ssm"
 )
 CASES = [
-  dict(length=19, state=5, rank=3, conv=3, eps=None),
-  dict(length=70, state=4, rank=2, conv=4, eps=1e-6),
-  dict(length=37, state=5, rank=3, conv=3, eps=None, negative=True),
+  dict(length=19, state=5, rank=3, conv=3, norm=None),
+  dict(length=70, state=4, rank=2, conv=4, norm="rms_plain"),
+  dict(length=23, state=5, rank=3, conv=4, norm="rms"),
+  dict(length=37, state=5, rank=3, conv=3, norm=None, negative=True),
 ]
 START = [dict(dim=128, depth=6)]
 D = 12
@@ -43,7 +50,7 @@ class Negative(MambaMixer):
     return self.out_proj(y * torch.nn.functional.silu(z))
 
 
-def case(length, state, rank, conv, eps, negative=False):
+def case(length, state, rank, conv, norm, negative=False):
   cfg = ours.Config(
     dim=D,
     depth=1,
@@ -51,7 +58,8 @@ def case(length, state, rank, conv, eps, negative=False):
     state=state,
     rank=rank,
     conv=conv,
-    eps=eps,
+    norm=norm,
+    eps=1e-5,
     negative=negative,
   )
   fields = dict(
@@ -62,16 +70,32 @@ def case(length, state, rank, conv, eps, negative=False):
     num_hidden_layers=1,
     use_mambapy=False,
   )
-  if eps is None:
+  if norm is None:
     own = MambaConfig(**fields)
     theirs = Negative(own, 0).double() if negative else MambaMixer(own, 0)
+  elif norm == "rms":
+    own = JambaConfig(
+      hidden_size=D,
+      mamba_d_state=state,
+      mamba_dt_rank=rank,
+      mamba_d_conv=conv,
+      num_hidden_layers=1,
+      rms_norm_eps=1e-5,
+      use_mamba_kernels=False,
+    )
+    theirs = JambaMambaMixer(own, 0)
   else:
-    own = FalconMambaConfig(**fields, mixer_rms_eps=eps)
+    own = FalconMambaConfig(**fields, mixer_rms_eps=1e-5)
     # told to, it would fill its norms before it makes them
     theirs = FalconMambaMixer(own, 0, initialize_mixer_weights=False)
 
   def weights(t):
-    return {
+    norms = {
+      f"{ours}_norm": {"weight": t[f"{theirs}_layernorm.weight"]}
+      for ours, theirs in (("dt", "dt"), ("B", "b"), ("C", "c"))
+      if norm == "rms"
+    }
+    return norms | {
       "in_proj": {"weight": t["in_proj.weight"].T},
       "conv": {
         "weight": t["conv1d.weight"][:, 0].T,
