@@ -83,12 +83,17 @@ def whole_numbers(words: list[str]) -> list[int]:
 def kernels() -> dict:
   from train import bench
 
-  command.say(f"{'':20} {'reference':>9} {'fast':>9}  ms, value and gradient")
+  command.say(
+    "value and gradient at T=2048: the reference, the fast twin\n"
+    f"{'':24} {'ms':>8} {'ms':>8} {'times':>6}   {'MiB':>6} {'MiB':>6}"
+  )
   rows = []
   for row in bench.kernels(SECONDS.value):
+    old, new = row["reference"], row["fast"]
     command.say(
-      f"{row['recurrence']:20} {1e3 * row['reference']:9.1f} "
-      f"{1e3 * row['fast']:9.1f}"
+      f"{row['recurrence']:24} {1e3 * old['seconds']:8.1f} "
+      f"{1e3 * new['seconds']:8.1f} {old['seconds'] / new['seconds']:6.1f}   "
+      f"{old['memory_bytes'] / 2**20:6.1f} {new['memory_bytes'] / 2**20:6.1f}"
     )
     rows.append(row)
   return {"recurrences": rows}

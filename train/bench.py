@@ -180,7 +180,9 @@ def mixer(cfg, name: str, seconds: float = 1.0) -> dict:
 def kernels(seconds: float = 1.0) -> Iterator[dict]:
   """Value and gradient of each recurrence: its reference, its fast twin.
 
-  T = 2048, batch 1, 4 heads of K = V = 64; the diagonal one D = 256.
+  T = 2048, batch 1, 4 heads of K = V = 64; the diagonal ones D = 256, of which
+  the selective one has N = 16. Of both the seconds, and the bytes that the
+  compiled program keeps on the way.
   """
   T, H, K = 2048, 4, 64
   q, k, v, n, u = jax.random.normal(jax.random.key(0), (5, 1, T, H, K))
@@ -188,28 +190,46 @@ def kernels(seconds: float = 1.0) -> Iterator[dict]:
   g = jax.nn.log_sigmoid(n + 3)  # log decays, one a channel
   a = -k * jax.nn.sigmoid(u)
   row, wide = g[..., 0], (1, T, H * K)
+  x, dt = v.reshape(wide), jax.nn.softplus(n).reshape(wide)
+  A = -jnp.broadcast_to(jnp.arange(1.0, 17)[None], (H * K, 16))
+  narrow = (t.reshape(wide)[..., :16] for t in (k, q))
+  wy = delta.reference, delta.chunked
   cases = {
-    "diagonal": (diagonal, (jnp.exp(g).reshape(wide), v.reshape(wide))),
-    "gated": (gated, (q, k, v, row)),
-    "gated, K decays": (gated, (q, k, v, g)),
-    "delta": (delta, (q, k, v, row, a, k)),
-    "delta, K decays": (delta, (q, k, v, g, a, k)),
+    "diagonal": (
+      diagonal.reference,
+      diagonal.scan,
+      (jnp.exp(g).reshape(wide), x),
+    ),
+    "selective": (
+      diagonal.reference_selective,
+      diagonal.selective,
+      (x, dt, A, *narrow),
+    ),
+    "gated": (gated.reference, gated.chunked, (q, k, v, row)),
+    "gated, K decays": (gated.reference, gated.chunked, (q, k, v, g)),
+    "delta": (*wy, (q, k, v, row, None, k)),
+    "delta, K decays": (*wy, (q, k, v, g, None, k)),
+    "delta, any a": (*wy, (q, k, v, row, a, k)),
+    "delta, any a, K decays": (*wy, (q, k, v, g, a, k)),
   }
-  for name, (module, args) in cases.items():
-    fast = module.scan if module is diagonal else module.chunked
-    times = [both(f, args, seconds) for f in (module.reference, fast)]
-    yield {"recurrence": name, "reference": times[0], "fast": times[1]}
+  for name, (reference, fast, args) in cases.items():
+    yield {
+      "recurrence": name,
+      "reference": both(reference, args, seconds),
+      "fast": both(fast, args, seconds),
+    }
 
 
-def both(function: Callable, args, seconds: float) -> float:
-  """Seconds of value and gradient for every argument."""
+def both(function: Callable, args, seconds: float) -> dict:
+  """Value and gradient for every argument: seconds and memory_bytes."""
 
   def value(args):
     return jnp.sum(jnp.sin(function(*args)[0]))
 
-  run = jax.jit(jax.value_and_grad(value))
+  run = jax.jit(jax.value_and_grad(value)).lower(args).compile()
   took, _ = fastest(lambda _: run(args), None, seconds)
-  return took
+  memory = run.memory_analysis().temp_size_in_bytes
+  return {"seconds": took, "memory_bytes": memory}
 
 
 def fastest(function: Callable, state, seconds: float, calls: int = 1):

@@ -56,7 +56,7 @@ def reference(q, k, v, w, a, b, reset=None, state=None):
   return o.swapaxes(0, 1).astype(v.dtype), S
 
 
-def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=64):
+def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=None):
   B, T, H, V = v.shape
   dtype = v.dtype
   C = chunks.size(T, chunk)

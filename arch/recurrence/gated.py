@@ -54,7 +54,9 @@ def reference(q, k, v, g, reset=None, state=None, read="after", u=None):
   return o.swapaxes(0, 1).reshape(v.shape).astype(v.dtype), S
 
 
-def chunked(q, k, v, g, reset=None, state=None, read="after", u=None, chunk=64):
+def chunked(
+  q, k, v, g, reset=None, state=None, read="after", u=None, chunk=None
+):
   B, T, H = g.shape[:3]
   (G, K), V = k.shape[-2:], v.shape[-1]
   R = check(q, v, g, read, u)
