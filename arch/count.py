@@ -30,7 +30,7 @@ from flax import nnx
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from arch import lm
+from arch import lm, registry
 from arch.layers import Embedding
 
 GROUPS = ("vocab", "mixer", "channel", "norm")
@@ -152,7 +152,7 @@ def group_of(path: tuple) -> str:
   name = path[2] if path[0].startswith("stack_") else path[1]
   if name == "channel":
     return "channel"
-  if name in lm.names("mixers"):
+  if name in registry.names("mixers") or name == "out":  # of block.Own
     return "mixer"
   if name == "norm" or name.endswith("_norm"):
     return "norm"

@@ -64,7 +64,8 @@ class Config:
   length: int
   dtype: str = "float32"
 
-  stream = ()  # keys of the dict that crosses layers; see lm.Block
+  stream = ()  # keys of the dict that crosses layers; see block.Block
+  embedding = False  # whether what it reads has the embedded tokens beside it
 
   @property
   def compute(self):

@@ -11,8 +11,6 @@ B batch  T time  D width  V symbols  n repeats of a stack
 """
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Mapping
 
 import jax
@@ -21,174 +19,13 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from arch import pattern
+from arch.block import Block, Once, stacked
 from arch.layers import NORMS, ROLES, Buffer, Embedding, closest
+from arch.registry import configure, find
 
 # A stack of at most this many blocks is unrolled on a CPU, which saves the
 # copies of its stacked activations.
 UNROLL = 16
-
-
-def names(axis: str) -> list[str]:
-  """The files of arch/<axis>, which are its registry."""
-  folder = importlib.import_module(f"arch.{axis}").__path__
-  return sorted(m.name for m in pkgutil.iter_modules(folder))
-
-
-def find(axis: str, name: str):
-  """The module arch/<axis>/<name>.py; ValueError names the closest ones."""
-  if name not in names(axis):
-    what = {"mixers": "mixer", "channels": "channel mixer"}.get(
-      axis, "vocabulary"
-    )
-    raise ValueError(f"unknown {what} {name!r}: {closest(name, names(axis))}")
-  return importlib.import_module(f"arch.{axis}.{name}")
-
-
-def configure(config_class, where: str, **fields):
-  """config_class(**fields); ValueError names the closest fields."""
-  known = [f.name for f in dataclasses.fields(config_class)]
-  for name in fields:
-    if name not in known:
-      raise ValueError(f"{where} has no field {name!r}: {closest(name, known)}")
-  return config_class(**fields)
-
-
-class Block(nnx.Module):
-  """x + mixer(norm(x)), then x + channel(norm(x)).
-
-  Mixers in parallel are each normalised and averaged (Hymba, eq. 3,
-  https://arxiv.org/abs/2411.13676).
-  """
-
-  def __init__(self, place, cfg, *, layer, rngs):
-    self.place, self.dropout = place, cfg.dropout
-    self.norm = cfg.normaliser()
-    used = set()
-    for name in place.mixers:
-      config_class = find("mixers", name).Config
-      known = {f.name for f in dataclasses.fields(config_class)}
-      own = {k: v for k, v in place.fields if k in known}
-      used |= set(own)
-      own = cfg.mixer(name, **own)
-      mixer = find("mixers", name).Mixer(own, layer=layer, rngs=rngs)
-      setattr(self, name, mixer)
-      if len(place.mixers) > 1:
-        setattr(self, f"{name}_norm", cfg.normaliser())
-    for field, _ in place.fields:
-      if field not in used:
-        raise ValueError(f"no mixer of {place.mixers} has a field {field!r}")
-    if place.channel != "none":
-      own = {**cfg.common, **dict(cfg.channels.get(place.channel, {}))}
-      channels = find("channels", place.channel)
-      own = configure(channels.Config, f"channel {place.channel}", **own)
-      self.channel_norm = cfg.normaliser()
-      self.channel = channels.Channel(own, layer=layer, rngs=rngs)
-
-  def init_state(self, batch, length=None):
-    state = {
-      name: getattr(self, name).init_state(batch, length)
-      for name in self.place.mixers
-    }
-    if self.place.channel != "none":
-      state["channel"] = self.channel.init_state(batch, length)
-    return state
-
-  def __call__(self, x, reset, state, stream, key, once=None, layer=None):
-    """Returns x, state, stream and the channel mixer's aux."""
-    new, aux = {}, {}
-    old = state if state is not None else {}
-    u = self.norm(x)
-    ys = []
-    for name in self.place.mixers:
-      mixer = getattr(self, name)
-      with jax.named_scope("mixer"):
-        given = {"stream": stream} if mixer.cfg.stream else {}
-        if hasattr(once, name):
-          given["shared"] = getattr(once, name)(layer)
-        y, new[name], *after = mixer(u, reset, old.get(name), **given)
-        if after:
-          (stream,) = after
-      ys.append(y)
-    if len(ys) > 1:
-      norms = [getattr(self, f"{name}_norm") for name in self.place.mixers]
-      ys = [norm(y) for norm, y in zip(norms, ys, strict=True)]
-    x = x + self.drop(sum(ys) / len(ys), key, 0)
-    if self.place.channel != "none":
-      with jax.named_scope("channel"):
-        y, new["channel"], aux = self.channel(
-          self.channel_norm(x), reset, old.get("channel")
-        )
-      x = x + self.drop(y, key, 1)
-    return x, new, stream, aux
-
-  def drop(self, y, key, which):
-    if key is None or not self.dropout:
-      return y
-    keep = jax.random.bernoulli(
-      jax.random.fold_in(key, which), 1 - self.dropout, y.shape
-    )
-    return jnp.where(keep, y / (1 - self.dropout), 0)
-
-
-class Once(nnx.Module):
-  """What files of mixers build once a model, by the mixer's name.
-
-  Such a file exports Shared(cfg, *, rngs), a module. Called with a layer's
-  number, it gives what that layer's mixer is called with as `shared`.
-  """
-
-  def __init__(self, places, cfg, *, rngs):
-    for name in sorted({name for place in places for name in place.mixers}):
-      module = find("mixers", name)
-      if hasattr(module, "Shared"):
-        setattr(self, name, module.Shared(cfg.mixer(name), rngs=rngs))
-
-
-class Stack(nnx.Module):
-  """The blocks of one period; LM holds it n times over, on a leading axis."""
-
-  def __init__(self, places, cfg, *, layer, rngs):
-    self.places = places
-    for i, place in enumerate(places):
-      if not place.share:
-        setattr(
-          self, f"block_{i}", Block(place, cfg, layer=layer + i, rngs=rngs)
-        )
-
-  def block(self, i, shared):
-    share = self.places[i].share
-    return shared[share] if share else getattr(self, f"block_{i}")
-
-  def init_state(self, shared, batch, length):
-    return {
-      f"block_{i}": self.block(i, shared).init_state(batch, length)
-      for i in range(len(self.places))
-    }
-
-  def __call__(self, x, stream, reset, state, key, shared, once, layer, run):
-    new, aux = {}, {}
-    for i in range(len(self.places)):
-      name = f"block_{i}"
-      x, new[name], stream, aux[name] = run(
-        self.block(i, shared),
-        x,
-        reset,
-        None if state is None else state[name],
-        stream,
-        None if key is None else jax.random.fold_in(key, i),
-        once,
-        layer + i,
-      )
-    return x, stream, new, aux
-
-
-def stacked(places, cfg, keys, layers) -> Stack:
-  """A Stack with a leading axis on every array, one place a key."""
-
-  def make(key, layer):
-    return Stack(places, cfg, layer=layer, rngs=nnx.Rngs(key))
-
-  return nnx.vmap(make)(keys, layers)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -254,9 +91,9 @@ class Config:
       for name in getattr(self, axis):
         find(axis, name)
 
-  def normaliser(self):
-    """A norm of the residual stream."""
-    return NORMS[self.norm](self.dim, eps=self.norm_eps)
+  def normaliser(self, width=None):
+    """A norm of the residual stream, or of so many numbers."""
+    return NORMS[self.norm](width or self.dim, eps=self.norm_eps)
 
   def mixer(self, name, **fields):
     """The Config of a mixer, with fields that override this one's."""
@@ -297,7 +134,7 @@ class LM(nnx.Module):
         first[place.share] = place
         block = Block(place, cfg, layer=jnp.int32(layer), rngs=rngs)
         setattr(self, f"shared_{place.share}", block)
-      elif place.share and place != first[place.share]:
+      elif place.share and not place.alike(first[place.share]):
         raise ValueError(
           f"places that share {place.share!r} must be equal: {place} is not "
           f"{first[place.share]}"
@@ -321,11 +158,16 @@ class LM(nnx.Module):
       if cfg.positions
       else None
     )
-    self.streams = self._streams()
+    self.streams = self._streams(places)
 
-  def _streams(self):
-    configs = (getattr(m, "cfg", None) for _, m in nnx.iter_graph(self))
-    return tuple(sorted({k for c in configs for k in getattr(c, "stream", ())}))
+  def _streams(self, places):
+    configs = [getattr(m, "cfg", None) for _, m in nnx.iter_graph(self)]
+    names = {k for c in configs for k in getattr(c, "stream", ())}
+    if any(getattr(c, "embedding", False) for c in configs):
+      names.add("embedding")
+    if any(place.aside for place in places):
+      names.add("aside")
+    return tuple(sorted(names))
 
   @property
   def shared(self):

@@ -1,7 +1,8 @@
 """A pattern names a model's blocks, and which of them can be stacked.
 
 An entry is "mixer", "mixer+channel", "a|b" (mixers in parallel), or a dict of
-`mixer`, `channel`, `share`, and fields that override those mixers' Configs.
+`mixer`, `channel`, `share`, `own`, `aside`, and fields that override those
+mixers' Configs.
 The entries are repeated and cut at the model's depth.
 """
 
@@ -17,13 +18,25 @@ class Place:
     mixers: names of files in arch/mixers.
     channel: name of a file in arch/channels, or "none".
     share: places of one such name share weights, not state.
+    own: ranks of low-rank maps that a place which shares its weights has to
+      itself, by the name of a mixer or "channel".
+    aside: whether its output is no part of the residual stream and goes to the
+      next block only; see block.Block.
+    after: whether it follows an aside one.
     fields: what this place overrides in its mixers' Configs.
   """
 
   mixers: tuple[str, ...]
   channel: str
   share: str = ""
+  own: tuple[tuple[str, int], ...] = ()
+  aside: bool = False
+  after: bool = False
   fields: tuple[tuple[str, object], ...] = ()
+
+  def alike(self, other):
+    """Whether the two can share weights."""
+    return dataclasses.replace(self, after=other.after) == other
 
   @classmethod
   def parse(cls, entry, channel: str):
@@ -37,6 +50,8 @@ class Place:
         place,
         channel=fields.pop("channel", place.channel),
         share=fields.pop("share", ""),
+        own=tuple(sorted(dict(fields.pop("own", {})).items())),
+        aside=fields.pop("aside", False),
         fields=tuple(sorted(fields.items())),
       )
     if not isinstance(entry, str):
@@ -56,7 +71,17 @@ def expand(pattern, depth: int, channel: str) -> tuple[Place, ...]:
     )
   if len(places) > depth:
     raise ValueError(f"a pattern of {len(places)} blocks in a depth of {depth}")
-  return tuple(places[i % len(places)] for i in range(depth))
+  places = [places[i % len(places)] for i in range(depth)]
+  for place in places:
+    if place.own and not place.share:
+      raise ValueError(f"own={dict(place.own)} needs a place with a share")
+  if places[-1].aside:
+    raise ValueError("the last block is aside: no block reads what it computes")
+  before = [False, *(place.aside for place in places[:-1])]
+  return tuple(
+    dataclasses.replace(place, after=after)
+    for place, after in zip(places, before, strict=True)
+  )
 
 
 def stacks(places) -> list[tuple[int, tuple[Place, ...]]]:

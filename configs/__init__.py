@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import ml_collections
 from ml_collections import config_dict
 
-from arch import lm
+from arch import lm, registry
 from arch.layers import closest
 
 SIZES = ("tiny", "small", "full")
@@ -123,11 +123,13 @@ def may_have(field: str) -> bool:
     case ["model"]:
       known = [lm.Config]
     case ["model", "vocab"]:
-      known = [lm.find("vocab", name).Config for name in lm.names("vocab")]
-    case ["model", ("mixers" | "channels") as axis, name] if name in lm.names(
-      axis
+      known = [
+        registry.find("vocab", name).Config for name in registry.names("vocab")
+      ]
+    case ["model", ("mixers" | "channels") as axis, name] if (
+      name in registry.names(axis)
     ):
-      known = [lm.find(axis, name).Config]
+      known = [registry.find(axis, name).Config]
     case _:
       known = []
   return last in {f.name for k in known for f in dataclasses.fields(k)}

@@ -25,7 +25,7 @@ def get_config(size="small"):
     "mamba|attention" if i in far else near for i in range(depth)
   )
   c.model.mixers.mamba = dict(
-    state={"tiny": 5, "small": 16, "full": 16}[size], eps=1e-6
+    state={"tiny": 5, "small": 16, "full": 16}[size], norm="rms"
   )
   c.model.mixers.attention = dict(
     head={"tiny": 6, "small": 32, "full": 64}[size],

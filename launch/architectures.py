@@ -21,13 +21,13 @@ ARCHS = flags.DEFINE_list("archs", None, "Mixers to time; all by default.")
 def main(argv):
   command.no_more(argv)
   import configs
-  from arch import lm
+  from arch import registry
   from train import bench, provenance, workdir
   from train.report import architectures
 
   if MEASURE.value:
     found = {}
-    for name in ARCHS.value or lm.names("mixers"):
+    for name in ARCHS.value or registry.names("mixers"):
       row = bench.mixer(configs.load(name), name)
       command.say(
         f"{name:18} {1e3 * row['seconds']:8.1f} ms "

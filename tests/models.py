@@ -9,13 +9,13 @@ import numpy as np
 from flax import nnx
 
 import arch
-from arch import lm
+from arch import lm, registry
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
-MIXERS = lm.names("mixers")
-CHANNELS = lm.names("channels")
-VOCABS = lm.names("vocab")
+MIXERS = registry.names("mixers")
+CHANNELS = registry.names("channels")
+VOCABS = registry.names("vocab")
 SYMBOLS = 17
 
 

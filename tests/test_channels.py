@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from models import CHANNELS, close
 
-from arch import lm
+from arch import registry
 from arch.channels import rwkv
 
 D, DEPTH, B, T = 6, 4, 2, 7
@@ -15,7 +15,7 @@ D, DEPTH, B, T = 6, 4, 2, 7
 
 def make(name, layer=1, dtype="float32", **fields):
   """The channel mixer with noise on every parameter."""
-  module = lm.find("channels", name)
+  module = registry.find("channels", name)
   cfg = module.Config(dim=D, depth=DEPTH, length=T, dtype=dtype, **fields)
   made = module.Channel(cfg, layer=jnp.int32(layer), rngs=nnx.Rngs(0))
   graph, params, rest = nnx.split(made, nnx.Param, ...)

@@ -72,6 +72,7 @@ def folders(tmp_path_factory):
   def get(kind, name="plain"):
     if (kind, name) not in made:
       path = tmp_path_factory.mktemp("folder")
+      torch.manual_seed(0)
       theirs = noisy(module(kind).CASES[name]())
       theirs.save_pretrained(path)
       made[kind, name] = theirs, path
@@ -109,10 +110,12 @@ def tokens():
   return np.random.default_rng(0).integers(0, V, (2, T))
 
 
-def decoded(theirs):
+def decoded(kind, theirs):
   """Logits from a token at a time and their own cache."""
   theirs = copy.deepcopy(theirs)  # some keep a state of their own
-  cache = transformers.DynamicCache(config=theirs.config)
+  cache = getattr(module(kind), "cache", transformers.DynamicCache)(
+    config=theirs.config
+  )
   own = inspect.signature(theirs.forward).parameters
   name = next(n for n in ("past_key_values", "cache_params") if n in own)
   with torch.no_grad():
@@ -130,7 +133,7 @@ def test_logits_gradients_and_decoding(kind, name, folders, tmp_path):
   assert found["params"] >= sum(p.numel() for p in theirs.parameters())
   model = checkpoint.load_model(tmp_path / "run")
   cached = name not in getattr(module(kind), "NO_CACHE", ())
-  steps = decoded(theirs) if cached else None
+  steps = decoded(kind, theirs) if cached else None
   logits, nll, grads = graded(theirs, tmp_path / "gradients")
 
   cfg = workdir.read(tmp_path / "run")["config"]
@@ -153,6 +156,7 @@ def test_logits_gradients_and_decoding(kind, name, folders, tmp_path):
   if steps is not None:
     close(own, steps, 1e-4)
   hf = json.loads((path / "config.json").read_text())
+  hf = convert.told(hf, load_file(path / WEIGHTS))
   rules = convert.rules(hf, convert.find(hf, path), model)
   flat = flatten_dict(jax.tree.map(np.zeros_like, buffers))
   flat |= {p: np.asarray(g) for p, g in flatten_dict(gradient).items()}
@@ -263,11 +267,63 @@ def test_files_that_cannot_be_read(folders, tmp_path):
     ({"model_type": "lama"}, "'lama': did you mean 'llama'"),
     ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
     ({"rope_scaling": {"factor": 2}}, "rope_scaling"),
+    ({"rope_parameters": {"type": "linear", "factor": 2.0}}, "type='linear'"),
     (
-      {"model_type": "mamba2", "time_step_limit": [0.0, 1.0]},
-      r"time_step_limit=\[0.0, 1.0\]",
+      {
+        "model_type": "kimi_linear",
+        "num_key_value_heads": 4,
+        "num_expert_group": 8,
+      },
+      "n_group=8",
     ),
-    ({"head_dim": 7}, "4 heads of head_dim=7 must make up hidden_size=24"),
+    (
+      {"model_type": "rwkv7", "hidden_act": "sqrelu", "attn": {"layers": [1]}},
+      r"attn=\{'layers': \[1\]\}",
+    ),
+    ({"model_type": "nanochat"}, "hidden_act='silu' is not supported"),
+    ({"model_type": "xlstm", "weight_mode": "fused"}, "weight_mode='fused'"),
+    (
+      {
+        "model_type": "xlstm",
+        "num_heads": 5,
+        "qk_dim_factor": 0.5,
+        "v_dim_factor": 1.0,
+      },
+      "num_heads=5 must divide the 12 numbers of all keys and the 24 of all",
+    ),
+    (
+      {"model_type": "lfm2", "layer_types": ["conv", "mamba", "conv"]},
+      r"layer_types=\['conv', 'mamba', 'conv'\] must be 3 of \['conv', 'full",
+    ),
+    ({"model_type": "olmoe", "clip_qkv": 8.0}, "clip_qkv=8.0"),
+    (
+      {
+        "model_type": "olmoe",
+        "num_experts": 4,
+        "num_experts_per_tok": 1,
+        "norm_topk_prob": True,
+      },
+      "norm_topk_prob=True is not supported with num_experts_per_tok=1 of 4",
+    ),
+    (
+      {"model_type": "jamba", "mamba_conv_bias": False},
+      "mamba_conv_bias=False",
+    ),
+    (
+      {"model_type": "jamba", "mamba_proj_bias": True},
+      "mamba_proj_bias=True",
+    ),
+    (
+      {
+        "model_type": "qwen3_next",
+        "linear_num_value_heads": 2,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 6,
+      },
+      "linear_key_head_dim=4 must divide linear_value_head_dim=6",
+    ),
+    ({"head_dim": 7}, "of head=7, rotary=1.0 turns 7, which must be even"),
   ):
     (bad / "config.json").write_text(json.dumps(hf | fields))
     with pytest.raises(ValueError, match=message):
@@ -276,6 +332,30 @@ def test_files_that_cannot_be_read(folders, tmp_path):
   with pytest.raises(ValueError, match="holds no config.json"):
     into(bad, tmp_path / "run")
   assert not (tmp_path / "run").exists()
+
+
+def test_qwen3_next_as_it_was_published(folders, tmp_path):
+  """With fields of its time, and layers that transformers leaves out."""
+  _, path = folders("qwen3_next")
+  into(path, tmp_path / "run")
+  old = tmp_path / "folder"
+  broken(path, old, lambda t: t.update({"mtp.fc.weight": t["lm_head.weight"]}))
+  hf = json.loads((old / "config.json").read_text())
+  del hf["layer_types"]
+  rope = hf.pop("rope_parameters")
+  hf |= {"full_attention_interval": 2, "rope_scaling": None}
+  hf |= {n: rope[n] for n in ("rope_theta", "partial_rotary_factor")}
+  (old / "config.json").write_text(json.dumps(hf))
+  into(old, tmp_path / "old")
+  one, two = (
+    workdir.read(tmp_path / d)["config"]["model"] for d in ("run", "old")
+  )
+  assert one == two
+  convert.out_of(tmp_path / "old", tmp_path / "out")
+  assert (
+    load_file(tmp_path / "out" / WEIGHTS).keys()
+    == load_file(path / WEIGHTS).keys()
+  )
 
 
 def test_folders_are_never_overwritten(folders, tmp_path):

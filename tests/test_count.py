@@ -8,7 +8,7 @@ from flax import nnx
 from jax.experimental import pallas
 
 import arch
-from arch import lm
+from arch import lm, registry
 from arch.count import Flops, decoding, flops, group_of
 
 f32 = jnp.float32
@@ -228,7 +228,7 @@ def test_same_scanned_or_unrolled(monkeypatch):
 
 def test_idle_parameters_are_not_active(monkeypatch):
   c = mixed()
-  channel = lm.find("channels", "swiglu").Channel
+  channel = registry.find("channels", "swiglu").Channel
   monkeypatch.setattr(channel, "idle", lambda self: 5, raising=False)
   sizes = arch.count(arch.abstract(c.model), 7)
   assert sizes.params - sizes.active == 2 * 5  # a shared one, a stack

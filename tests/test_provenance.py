@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from arch import lm
+from arch import registry
 from train import provenance
 from train.report import architectures
 
@@ -51,7 +51,7 @@ def test_every_mixer_is_a_row_and_a_card(tmp_path):
   path = tmp_path / "provenance.json"
   provenance.update({("mixers", "mamba", "cases"): [CASE]}, path)
   table = provenance.rows(provenance.read(path))
-  assert [row["name"] for row in table] == lm.names("mixers")
+  assert [row["name"] for row in table] == registry.names("mixers")
   for row in table:
     assert row["title"] and row["formula"] and row["papers"], row["name"]
     assert row["flops"] > 0 and min(row["state"].values()) > 0, row["name"]
@@ -59,7 +59,7 @@ def test_every_mixer_is_a_row_and_a_card(tmp_path):
   assert of["mamba"]["recurrence"] == "diagonal"
   assert of["attention"]["recurrence"] == "attention"
   text, page = architectures.text(table), architectures.page(table)
-  for name in lm.names("mixers"):
+  for name in registry.names("mixers"):
     assert name in text and f'<h2 id="{name}">' in page
   assert "unverified" in text and "2e-06" in text
   assert "their &lt;code>" in page or "their &lt;code&gt;" in page

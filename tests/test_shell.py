@@ -12,7 +12,7 @@ from flax import nnx
 from models import build, close, config, noisy, tokens
 
 import arch
-from arch import layers, lm
+from arch import layers, lm, registry
 from arch.pattern import expand, stacks
 
 
@@ -54,6 +54,24 @@ def test_the_longest_periodic_run_is_stacked():
     (({"mixer": "attention", "windoww": 3},), 3, "has a field 'windoww'"),
     (({"window": 3},), 3, "needs a mixer"),
     (("mamba2", 3), 3, "an entry of a pattern is a name or .* not 3"),
+    (("mamba", {"mixer": "mamba", "aside": True}), 2, "last block is aside"),
+    (({"mixer": "attention", "own": {"channel": 2}},), 1, "needs .* a share"),
+    (
+      ({"mixer": "mamba", "share": "a", "own": {"mamba": 2}},),
+      1,
+      "mamba has no Own",
+    ),
+    (
+      ({"mixer": "mamba", "share": "a", "own": {"attention": 2}},),
+      1,
+      "'attention' is none of mamba",
+    ),
+    (
+      ({"mixer": "attention", "share": "a", "own": {"attention": 0}},),
+      1,
+      "ranks must be positive",
+    ),
+    (({"mixer": "attention|mamba", "embedding": True},), 1, "some do not"),
   ],
 )
 def test_a_wrong_pattern_is_refused(pattern, depth, error):
@@ -156,6 +174,52 @@ def test_places_that_share_must_be_equal():
   c = small(pattern=(a, {**a, "window": 3}), depth=2)
   with pytest.raises(ValueError, match="must be equal"):
     arch.abstract(c.model)
+
+
+@pytest.mark.parametrize("unroll", [0, 8])
+def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
+  """Zamba2: shared weights beside a place's own maps, the embedded tokens."""
+  monkeypatch.setattr(lm, "UNROLL", unroll)
+  shared = {
+    "mixer": "attention",
+    "channel": "swiglu",
+    "share": "a",
+    "own": {"attention": 2, "channel": 3},
+    "aside": True,
+    "embedding": True,
+  }
+  c = small(pattern=("mamba", shared) * 2 + ("mamba",), depth=5)
+  c.model.channel = "none"
+  model, text = noisy(build(c)), tokens(c)
+  assert model.repeats == (1, 2)
+
+  def own(i, name):
+    return jax.tree.map(lambda a: a[i], getattr(model.stack_1, name))
+
+  x = e = model.vocab.embed(text)
+  first = model.stack_0.block_0
+  first = jax.tree.map(lambda a: a[0], first)
+  x = x + first.mamba(first.norm(x), None, None)[0]
+  block = model.shared_a
+  params, _ = lm.pure(block)
+  for i in range(2):
+    low = own(i, "own_0")
+    attention = lm.fill(block, params, {}).attention
+    downs = jnp.split(low.attention.down.weight[...], 3, 1)
+    ups = [getattr(low.attention, n).weight[...] for n in "qkv"]
+    attention.qkv.weight[...] += jnp.concatenate(
+      [a @ b for a, b in zip(downs, ups, strict=True)], 1
+    )
+    u = block.norm(jnp.concatenate([x, e], -1))
+    y, _ = attention(u, None, None)
+    swiglu = lm.fill(block, params, {}).channel
+    wide = jnp.concatenate([swiglu.gate[...], swiglu.up[...]], 1)
+    wide += low.channel.down.weight[...] @ low.channel.up.weight[...]
+    swiglu.gate[...], swiglu.up[...] = jnp.split(wide, 2, 1)
+    a = swiglu(block.channel_norm(y), None, None)[0] @ low.out.weight[...]
+    last = own(i, "block_1")
+    x = x + last.mamba(last.norm(x + a), None, None)[0]
+  close(model.features(text)[0], model.norm(x))
 
 
 def test_parallel_mixers_are_normalised_and_averaged():
@@ -265,8 +329,8 @@ def test_a_stream_crosses_layers(monkeypatch):
   toy = types.ModuleType("arch.mixers.toy")
   toy.Config, toy.Mixer = Config, Mixer
   monkeypatch.setitem(sys.modules, "arch.mixers.toy", toy)
-  known = lm.names
-  monkeypatch.setattr(lm, "names", lambda axis: [*known(axis), "toy"])
+  known = registry.names
+  monkeypatch.setattr(registry, "names", lambda axis: [*known(axis), "toy"])
   c = small(pattern=("toy",), channel="none", depth=3)
   model, text = build(c), tokens(c)
   x = model.vocab.embed(text)
@@ -306,8 +370,8 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   toy.Config, toy.Mixer, toy.Shared = Config, Mixer, Shared
   monkeypatch.setitem(sys.modules, "arch.mixers.toy", toy)
   monkeypatch.setattr(lm, "UNROLL", unroll)
-  known = lm.names
-  monkeypatch.setattr(lm, "names", lambda axis: [*known(axis), "toy"])
+  known = registry.names
+  monkeypatch.setattr(registry, "names", lambda axis: [*known(axis), "toy"])
   pattern = ("toy", {"mixer": "toy", "scale": 2.0})
   c = small(pattern=pattern, channel="none", depth=5)
   model, text = build(c), tokens(c)

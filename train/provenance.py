@@ -25,8 +25,8 @@ from pathlib import Path
 
 import arch
 import configs
-from arch import lm
 from arch import recurrence as recurrences
+from arch import registry
 from arch.count import decoding
 from train import workdir
 
@@ -79,7 +79,7 @@ def update(found, path=FILE):
     entry = saved[kind].setdefault(name, {})
     entry[section] = {"hash": digest(kind, name), **stamp, "found": value}
   for kind in KINDS:  # a mixer that is gone takes its record along
-    known = set(lm.names(kind))
+    known = set(registry.names(kind))
     saved[kind] = {k: saved[kind][k] for k in sorted(saved[kind]) if k in known}
   workdir.replace(path, json.dumps(saved, indent=1) + "\n")
 
@@ -133,7 +133,7 @@ def rows(record: dict | None = None) -> list[dict]:
   """
   record = read() if record is None else record
   table = []
-  for name in lm.names("mixers"):
+  for name in registry.names("mixers"):
     module = importlib.import_module(f"arch.mixers.{name}")
     cfg = configs.load(name).copy_and_resolve_references().unlock()
     cfg.model.vocab.size = cfg.model.vocab.size or 256

@@ -40,6 +40,22 @@ class Config(layers.Config):
     return max(8, 8 * round(self.dim / 3))
 
 
+class Own(nnx.Module):
+  """A low-rank map beside W_gate and W_up: x A B.
+
+  The adapter of Zamba2's shared MLP, https://arxiv.org/abs/2411.15242, section
+  3.2.
+  """
+
+  def __init__(self, cfg, rank, *, rngs):
+    kw = dict(dtype=cfg.compute, rngs=rngs)
+    self.down = layers.Linear(cfg.dim, rank, **kw)
+    self.up = layers.Linear(rank, 2 * cfg.hidden, **kw)
+
+  def __call__(self, x):
+    return self.up(self.down(x))
+
+
 class Channel(nnx.Module):
   activation = staticmethod(jax.nn.silu)
 
@@ -56,11 +72,13 @@ class Channel(nnx.Module):
   def init_state(self, batch, length=None):
     return {}
 
-  def __call__(self, x, reset, state):
+  def __call__(self, x, reset, state, own=None):
     x = x.astype(self.cfg.compute)
     # one product: value and gradient then take three quarters of the time
     wide = jnp.concatenate([self.gate[...], self.up[...]], 1)
     h = x @ wide.astype(x.dtype)
+    if own is not None:
+      h += own(x)
     if self.cfg.bias:
       h += along(self.wide_bias[...], h).astype(x.dtype)
     gate, up = jnp.split(h, 2, -1)

@@ -59,8 +59,8 @@ class Config(layers.Config):
     whole: whether it is taken over all heads at once.
     window: how many tokens a query sees; None or 0 for all.
     gate: whether there is z.
-    embedding: whether W reads the embedded tokens, normalised, beside x, as in
-      Zamba2, https://arxiv.org/abs/2411.15242.
+    embedding: whether W reads the embedded tokens beside x, as in Zamba2,
+      https://arxiv.org/abs/2411.15242.
     scale: of the scores; None for 1 / sqrt(K).
     bias: whether the map of x has one.
     out_bias: whether W_out has one; None for as `bias`.
@@ -107,10 +107,6 @@ class Config(layers.Config):
       self.divide("query_heads", "kv_heads")
 
   @property
-  def stream(self):
-    return ("embedding",) if self.embedding else ()
-
-  @property
   def query_heads(self):
     return self.heads or self.divide("dim", "head")
 
@@ -134,6 +130,29 @@ class Config(layers.Config):
     return layers.fan_in(), layers.fan_in(1 / math.sqrt(2 * self.depth))
 
 
+class Own(nnx.Module):
+  """Low-rank maps beside those of q, k, v (and z): x A_n B_n, n by n.
+
+  The adapters of Zamba2's shared attention, section 3.2 there.
+  """
+
+  def __init__(self, cfg, rank, *, rngs):
+    H, G, K = cfg.query_heads, cfg.groups, cfg.head
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=cfg.starts()[0])
+    widths = {"q": H * K, "k": G * K, "v": G * K}
+    if cfg.gate:
+      widths["z"] = H * K
+    self.names = tuple(widths)
+    self.down = layers.Linear(cfg.seen, rank * len(widths), **kw)
+    for name, width in widths.items():
+      setattr(self, name, layers.Linear(rank, width, **kw))
+
+  def __call__(self, x):
+    low = jnp.split(self.down(x), len(self.names), -1)
+    parts = zip(self.names, low, strict=True)
+    return jnp.concatenate([getattr(self, n)(part) for n, part in parts], -1)
+
+
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
@@ -150,9 +169,6 @@ class Mixer(nnx.Module):
       else None
       for heads in (H, G)
     )
-    self.embedding_norm = (
-      layers.RMSNorm(cfg.dim, eps=cfg.eps) if cfg.embedding else None
-    )
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
@@ -160,15 +176,13 @@ class Mixer(nnx.Module):
     L = cfg.window or length or cfg.length
     return ring.fresh(batch, L, key=thing, value=thing)
 
-  def __call__(self, x, reset, state, stream=None):
+  def __call__(self, x, reset, state, own=None):
     cfg = self.cfg
     B, T, _ = x.shape
-    if cfg.embedding:
-      embedding = self.embedding_norm(stream["embedding"])
-      x = jnp.concatenate([x, embedding], -1)
     H, G, K = cfg.query_heads, cfg.groups, cfg.head
     ends = np.cumsum((H * K, G * K, G * K))
-    q, k, v, z = jnp.split(self.qkv(x), ends, -1)
+    wide = self.qkv(x) if own is None else self.qkv(x) + own(x)
+    q, k, v, z = jnp.split(wide, ends, -1)
     q, k = self.normalised(self.q_norm, q), self.normalised(self.k_norm, k)
     position = ring.positions(state, T)
     q, k = self.turn(q, position), self.turn(k, position)
@@ -177,8 +191,7 @@ class Mixer(nnx.Module):
     y = y.reshape(B, T, H * K)
     if cfg.gate:
       y = y.astype(jnp.float32) * jax.nn.sigmoid(z.astype(jnp.float32))
-    y = self.out_proj(y)
-    return (y, state, stream) if cfg.embedding else (y, state)
+    return self.out_proj(y), state
 
   def normalised(self, norm, x):
     """B T H K from B T H*K."""

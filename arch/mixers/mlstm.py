@@ -31,19 +31,26 @@ from arch.recurrence import gated
 class Config(layers.Config):
   """
   Attributes:
-    heads: H; V = dim / H.
+    heads: H.
     key: K; None for V / 2.
+    value: V; None for dim / H.
     cap: bound of the gates' logarithms, 15 in the formula above.
-    eps: of the norm and of the division.
+    eps: of the division.
+    norm_eps: of the norm; None for as `eps`.
   """
 
   heads: int = 4
   key: int | None = None
+  value: int | None = None
   cap: float = 15.0
   eps: float = 1e-6
+  norm_eps: float | None = None
 
   def __post_init__(self):
-    self.divide("dim", "heads")
+    if self.heads < 1 or self.values < 1:
+      raise ValueError(
+        f"mlstm: heads={self.heads} and value={self.value} must be at least 1"
+      )
     if self.keys < 1:
       raise ValueError(
         f"mlstm: key={self.key} must be at least 1, and a head of "
@@ -54,7 +61,7 @@ class Config(layers.Config):
 
   @property
   def values(self):
-    return self.divide("dim", "heads")
+    return self.divide("dim", "heads") if self.value is None else self.value
 
   @property
   def keys(self):
@@ -74,19 +81,20 @@ def maximum(a, b, m):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, H = cfg.dim, cfg.heads
+    D, H, V = cfg.dim, cfg.heads, cfg.values
     normal, zeros = nnx.initializers.normal, nnx.initializers.zeros
     kw = dict(dtype=cfg.compute, rngs=rngs)
     small = normal((2 / (5 * D)) ** 0.5)
-    width = 2 * H * cfg.keys + D
-    init = layers.columns((small, width), (zeros, D))
-    self.in_proj = layers.Linear(D, width + D, init=init, **kw)
+    width = H * (2 * cfg.keys + V)
+    init = layers.columns((small, width), (zeros, H * V))
+    self.in_proj = layers.Linear(D, width + H * V, init=init, **kw)
     self.gates = layers.Linear(D, 2 * H, init=zeros, **kw)
     bias = jnp.full(H, -10.0), jnp.linspace(3, 6, H)
     self.gates_bias = layers.Gate(jnp.concatenate(bias))
-    self.norm = layers.HeadNorm(H, cfg.values, eps=cfg.eps, bias=False)
+    eps = cfg.eps if cfg.norm_eps is None else cfg.norm_eps
+    self.norm = layers.HeadNorm(H, V, eps=eps, bias=False)
     residual = normal(2 / cfg.depth / D**0.5)
-    self.out_proj = layers.Linear(D, D, init=residual, **kw)
+    self.out_proj = layers.Linear(H * V, D, init=residual, **kw)
 
   def init_state(self, batch, length=None):
     H, K, V = self.cfg.heads, self.cfg.keys, self.cfg.values
@@ -97,11 +105,11 @@ class Mixer(nnx.Module):
 
   def __call__(self, u, reset, state):
     cfg = self.cfg
-    B, T, D = u.shape
+    B, T, _ = u.shape
     H, K, V = cfg.heads, cfg.keys, cfg.values
     state = state or self.init_state(B)
 
-    cuts = (H * K, 2 * H * K, 2 * H * K + D)
+    cuts = (H * K, 2 * H * K, H * (2 * K + V))
     q, k, v, z = jnp.split(self.in_proj(u), cuts, -1)
     q, k = (t.reshape(B, T, H, K) for t in (q * K**-0.5, k))
     gates = self.gates(u).astype(jnp.float32) + self.gates_bias[...][None, None]
@@ -114,7 +122,9 @@ class Mixer(nnx.Module):
     o, S = gated.chunked(q, k, v, f + fall, reset, state["S"])
     c, n = jnp.split(o.astype(jnp.float32), (V,), -1)
     h = c / (jnp.maximum(jnp.abs(n), jnp.exp(-m)[..., None]) + cfg.eps)
-    h = self.norm(h).reshape(B, T, D) * jax.nn.sigmoid(z.astype(jnp.float32))
+    h = self.norm(h).reshape(B, T, H * V) * jax.nn.sigmoid(
+      z.astype(jnp.float32)
+    )
     return self.out_proj(h), {"m": m[:, -1], "S": S}
 
   @staticmethod

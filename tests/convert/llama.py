@@ -22,9 +22,10 @@ def model(**fields):
 
 CASES = {
   "plain": model,
-  "tied, biases": lambda: model(
+  "tied, biases, wider heads": lambda: model(
     tie_word_embeddings=True,
     attention_bias=True,
+    head_dim=8,
     rope_parameters={"rope_type": "default", "rope_theta": 500.0},
   ),
 }

@@ -25,5 +25,8 @@ def model(**fields):
 
 CASES = {
   "plain": model,
+  "limits of the step": lambda: model(time_step_limit=(0.6, 0.9)),
   "tied": lambda: model(tie_word_embeddings=True),
 }
+# theirs has no limits where it reads a token at a time
+NO_CACHE = ("limits of the step",)

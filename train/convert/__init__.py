@@ -1,13 +1,17 @@
 """Published checkpoints in Hugging Face's format, in and out, without torch.
 
 A folder holds config.json and *.safetensors, in shards or not. Its model_type
-is the name of a file in this package, which exports, for that config `hf`:
+is the name of a file in this package, which exports, for that config `hf`, with
+the names of the folder's tensors as `tensors`:
 
   model(hf)        the fields of a config's `model`
   top(hf)          our parameters outside of the blocks, and what they are made
                    of: path -> rule
-  block(hf, i)     those of block i, which may name buffers, too
-  ignored(hf)      names of tensors that hold nothing of the model's own
+  block(hf, i)     those of block i, which may name buffers, too; of one that
+                   is shared, those of its first place
+  own(hf, i)       where blocks are shared: what block i has to itself
+  ignored(hf)      names of tensors that hold nothing of the model's own, or
+                   patterns of names, as fnmatch has them
 
 A rule is one array of ours, made of one tensor or more, and back: see Same.
 The shapes that a folder must have follow from the rules read backwards, so that
@@ -19,6 +23,7 @@ cut short, and for weights that are pickled.
 """
 
 import dataclasses
+import fnmatch
 import importlib
 import json
 import pkgutil
@@ -72,6 +77,32 @@ class Taps(Same):
 
 
 @dataclasses.dataclass(frozen=True)
+class Flat(Same):
+  """A tensor of this shape; ours has one axis."""
+
+  shape: tuple[int, ...]
+
+  def ours(self, tensors):
+    return tensors[self.name].ravel()
+
+  def theirs(self, array):
+    return {self.name: array.reshape(self.shape)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads(Same):
+  """A tensor of one axis; ours has a row for each of so many heads."""
+
+  heads: int
+
+  def ours(self, tensors):
+    return tensors[self.name].reshape(self.heads, -1)
+
+  def theirs(self, array):
+    return {self.name: array.ravel()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Rows(Same):
   """A row per symbol; ours has one more, the start symbol's.
 
@@ -89,6 +120,23 @@ class Rows(Same):
 
   def theirs(self, array):
     return {self.name: array[:-1]}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part(Same):
+  """Rows from `start` to `stop` of a torch.nn.Linear's weight, transposed.
+
+  Of such parts `backwards` makes the whole.
+  """
+
+  start: int
+  stop: int
+
+  def ours(self, tensors):
+    return tensors[self.name][self.start : self.stop].T
+
+  def theirs(self, array):
+    return {self.name: {self.start: array.T}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +220,16 @@ def find(hf: Mapping, where):
   return importlib.import_module(f"train.convert.{kind}")
 
 
+def told(hf: Mapping, tensors) -> dict:
+  """What a type is told: config.json, and which tensors the folder has."""
+  return {**hf, "tensors": frozenset(tensors)}
+
+
+def under(name: str, parts: Mapping) -> dict:
+  """Path -> rule of a part of a block, from its own."""
+  return {(name, *path): rule for path, rule in parts.items()}
+
+
 def demand(hf: Mapping, **expected):
   """ValueError where a field of config.json is set to what we do not have."""
   for name, value in expected.items():
@@ -249,9 +307,15 @@ def rules(hf: Mapping, module, model) -> dict:
     stack = f"stack_{i}"
     places = getattr(model, stack).places
     for _ in range(n):
-      for j in range(len(places)):
+      for j, place in enumerate(places):
         for path, rule in module.block(hf, layer).items():
-          found.setdefault((stack, f"block_{j}", *path), []).append(rule)
+          if place.share:
+            found.setdefault((f"shared_{place.share}", *path), rule)
+          else:
+            found.setdefault((stack, f"block_{j}", *path), []).append(rule)
+        if place.aside or place.own:
+          for path, rule in module.own(hf, layer).items():
+            found.setdefault((stack, f"own_{j}", *path), []).append(rule)
         layer += 1
   _, buffers = lm.pure(model)
   for path, buffer in flatten_dict(buffers).items():
@@ -271,7 +335,14 @@ def backwards(found: Mapping, ours: Mapping) -> dict[str, np.ndarray]:
     several = rule if isinstance(rule, list) else [rule]
     parts = ours[path] if isinstance(rule, list) else [ours[path]]
     for one, array in zip(several, parts, strict=True):
-      tensors |= one.theirs(array)
+      for name, tensor in one.theirs(array).items():
+        if isinstance(tensor, dict):
+          tensors.setdefault(name, {}).update(tensor)
+        else:
+          tensors[name] = tensor
+  for name, tensor in tensors.items():
+    if isinstance(tensor, dict):
+      tensors[name] = np.concatenate([tensor[i] for i in sorted(tensor)])
   return tensors
 
 
@@ -296,7 +367,7 @@ def check(where, expected: Mapping, given: Mapping, ignored):
     if name not in given:
       wrong.append(f"{name} is missing; expected {list(expected[name].shape)}")
     elif name not in expected:
-      if name not in ignored:
+      if not any(fnmatch.fnmatchcase(name, own) for own in ignored):
         wrong.append(f"{name} {list(given[name].shape)} has no place")
     elif given[name].shape != expected[name].shape:
       wrong.append(
@@ -334,9 +405,10 @@ def into(path, run, cfg) -> dict:
     path: np.broadcast_to(np.float32(0), leaf.shape)
     for path, leaf in arrays(model).items()
   }
-  found = rules(folder.hf, module, model)
+  hf = told(folder.hf, folder.tensors)
+  found = rules(hf, module, model)
   expected = backwards(found, empty)
-  check(path, expected, folder.tensors, module.ignored(folder.hf))
+  check(path, expected, folder.tensors, module.ignored(hf))
   if (Path(run) / CONFIG).exists():
     raise ValueError(f"{run} holds a run already: name another --workdir")
   words, why = own_tokenizer(path, cfg.model.vocab.size)
@@ -397,7 +469,7 @@ def out_of(run, path, which: str = "best") -> int:
   source = json.loads(file.read_text(encoding="utf-8"))
   hf = source["config"]
   model = load_model(run, which)
-  found = rules(hf, find(hf, file), model)
+  found = rules(told(hf, source["tensors"]), find(hf, file), model)
   ours = {path: np.asarray(a) for path, a in arrays(model).items()}
   tensors = backwards(found, ours)
   if path.exists() and any(path.iterdir()):

@@ -3,26 +3,34 @@
 transformers, models/llama; also what its other checkpoints are saved as.
 """
 
-from train.convert import Joined, Rows, Same, Transposed, demand
+from train.convert import Joined, Rows, Same, Transposed, demand, under
 
 
 def heads(hf):
   """Heads of queries, of keys and values, and their width."""
   H = hf["num_attention_heads"]
   K = hf.get("head_dim") or hf["hidden_size"] // H
-  if H * K != hf["hidden_size"]:
-    raise ValueError(
-      f"{hf['model_type']}: {H} heads of head_dim={K} must make up "
-      f"hidden_size={hf['hidden_size']}"
-    )
   return H, hf.get("num_key_value_heads") or H, K
 
 
-def model(hf):
-  demand(hf, hidden_act="silu", mlp_bias=False, rope_scaling=None)
+def base(hf, default=10_000.0):
+  """Of the rotary angles, which nothing else may change."""
+  demand(hf, rope_scaling=None)
   rope = hf.get("rope_parameters") or {}
-  demand({"model_type": "llama", **rope}, rope_type="default")
-  _, G, K = heads(hf)
+  told = {"model_type": hf["model_type"], **rope}
+  demand(told, rope_type="default", type="default")
+  return float(rope.get("rope_theta", hf.get("rope_theta", default)))
+
+
+def turned(hf, default):
+  """The share of a head that is turned."""
+  name = "partial_rotary_factor"
+  return (hf.get("rope_parameters") or {}).get(name, hf.get(name, default))
+
+
+def model(hf):
+  demand(hf, hidden_act="silu", mlp_bias=False)
+  H, G, K = heads(hf)
   return dict(
     dim=hf["hidden_size"],
     depth=hf["num_hidden_layers"],
@@ -32,8 +40,9 @@ def model(hf):
     mixers=dict(
       attention=dict(
         head=K,
+        heads=H,
         kv_heads=G,
-        base=float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
+        base=base(hf),
         qk_norm=False,
         bias=hf.get("attention_bias", False),
       )
@@ -62,31 +71,46 @@ def ignored(hf):
   return names + ["lm_head.weight"] * hf.get("tie_word_embeddings", False)
 
 
-def top(hf):
+def top(hf, norm="norm"):
   start = hf.get("bos_token_id")
   found = {
     ("vocab", "embedding"): Rows("model.embed_tokens.weight", start),
-    ("norm", "weight"): Same("model.norm.weight"),
+    ("norm", "weight"): Same(f"model.{norm}.weight"),
   }
   if not hf.get("tie_word_embeddings", False):
     found["vocab", "readout"] = Same("lm_head.weight")
   return found
 
 
+def attention(hf, own):
+  found = {
+    ("qkv", "weight"): qkv(hf, own, Transposed, "weight"),
+    ("out_proj", "weight"): Transposed(f"{own}.o_proj.weight"),
+  }
+  if hf.get("attention_bias", False):
+    found["qkv", "bias"] = qkv(hf, own, Same, "bias")
+    found["out_proj", "bias"] = Same(f"{own}.o_proj.bias")
+  return found
+
+
+def norms(own, second="post_attention_layernorm"):
+  return {
+    ("norm", "weight"): Same(f"{own}.input_layernorm.weight"),
+    ("channel_norm", "weight"): Same(f"{own}.{second}.weight"),
+  }
+
+
+def swiglu(own):
+  return {
+    (name,): Transposed(f"{own}.{name}_proj.weight")
+    for name in ("gate", "up", "down")
+  }
+
+
 def block(hf, i):
   own = f"model.layers.{i}"
-  attention, mlp = f"{own}.self_attn", f"{own}.mlp"
-  found = {
-    ("norm", "weight"): Same(f"{own}.input_layernorm.weight"),
-    ("channel_norm", "weight"): Same(f"{own}.post_attention_layernorm.weight"),
-    ("attention", "qkv", "weight"): qkv(hf, attention, Transposed, "weight"),
-    ("attention", "out_proj", "weight"): Transposed(
-      f"{attention}.o_proj.weight"
-    ),
+  return {
+    **norms(own),
+    **under("attention", attention(hf, f"{own}.self_attn")),
+    **under("channel", swiglu(f"{own}.mlp")),
   }
-  for name in ("gate", "up", "down"):
-    found["channel", name] = Transposed(f"{mlp}.{name}_proj.weight")
-  if hf.get("attention_bias", False):
-    found["attention", "qkv", "bias"] = qkv(hf, attention, Same, "bias")
-    found["attention", "out_proj", "bias"] = Same(f"{attention}.o_proj.bias")
-  return found

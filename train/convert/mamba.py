@@ -1,6 +1,6 @@
 """Mamba: whole blocks. transformers, models/mamba."""
 
-from train.convert import Rows, Same, Taps, Transposed, demand
+from train.convert import Rows, Same, Taps, Transposed, demand, under
 
 
 def model(hf):
@@ -57,24 +57,29 @@ def top(hf):
   return found
 
 
-def common(i, kind):
-  """What the blocks of Mamba and Mamba-2 have in common."""
-  own = f"backbone.layers.{i}"
-  return f"{own}.mixer", {
-    ("norm", "weight"): Same(f"{own}.norm.weight"),
-    (kind, "in_proj", "weight"): Transposed(f"{own}.mixer.in_proj.weight"),
-    (kind, "conv", "weight"): Taps(f"{own}.mixer.conv1d.weight"),
-    (kind, "conv", "bias"): Same(f"{own}.mixer.conv1d.bias"),
-    (kind, "A_log"): Same(f"{own}.mixer.A_log"),
-    (kind, "D"): Same(f"{own}.mixer.D"),
-    (kind, "out_proj", "weight"): Transposed(f"{own}.mixer.out_proj.weight"),
+def common(own):
+  """What the mixers of Mamba and Mamba-2 have in common."""
+  return {
+    ("in_proj", "weight"): Transposed(f"{own}.in_proj.weight"),
+    ("conv", "weight"): Taps(f"{own}.conv1d.weight"),
+    ("conv", "bias"): Same(f"{own}.conv1d.bias"),
+    ("A_log",): Same(f"{own}.A_log"),
+    ("D",): Same(f"{own}.D"),
+    ("out_proj", "weight"): Transposed(f"{own}.out_proj.weight"),
+  }
+
+
+def mixer(own):
+  return common(own) | {
+    ("x_proj", "weight"): Transposed(f"{own}.x_proj.weight"),
+    ("dt_proj", "weight"): Transposed(f"{own}.dt_proj.weight"),
+    ("dt_bias",): Same(f"{own}.dt_proj.bias"),
   }
 
 
 def block(hf, i):
-  mixer, found = common(i, "mamba")
-  return found | {
-    ("mamba", "x_proj", "weight"): Transposed(f"{mixer}.x_proj.weight"),
-    ("mamba", "dt_proj", "weight"): Transposed(f"{mixer}.dt_proj.weight"),
-    ("mamba", "dt_bias"): Same(f"{mixer}.dt_proj.bias"),
+  own = f"backbone.layers.{i}"
+  return {
+    ("norm", "weight"): Same(f"{own}.norm.weight"),
+    **under("mamba", mixer(f"{own}.mixer")),
   }

@@ -1,21 +1,22 @@
 """Mamba-2: whole blocks. transformers, models/mamba2."""
 
-from train.convert import Same, demand, mamba
+import math
+
+from train.convert import Same, demand, mamba, under
 
 ignored, top = mamba.ignored, mamba.top
 
-UNLIMITED = 0.0, float("inf")
 AS_JSON = {"__float__": "Infinity"}
+
+
+def limits(hf):
+  """Of the step."""
+  low, high = hf.get("time_step_limit", (0.0, math.inf))
+  return low, math.inf if high == AS_JSON else high
 
 
 def model(hf):
   demand(hf, hidden_act="silu", use_bias=False, use_conv_bias=True)
-  low, high = hf.get("time_step_limit", UNLIMITED)
-  if low != 0 or high not in (UNLIMITED[1], AS_JSON):
-    raise ValueError(
-      f"mamba2: time_step_limit={[low, high]} is not supported, only 0 to "
-      "infinity"
-    )
   return mamba.shell(hf) | dict(
     pattern=("mamba2",),
     mixers=dict(
@@ -26,14 +27,22 @@ def model(hf):
         groups=hf["n_groups"],
         conv=hf["conv_kernel"],
         eps=hf["layer_norm_epsilon"],
+        limits=limits(hf),
       )
     ),
   )
 
 
+def mixer(own):
+  return mamba.common(own) | {
+    ("dt_bias",): Same(f"{own}.dt_bias"),
+    ("norm",): Same(f"{own}.norm.weight"),
+  }
+
+
 def block(hf, i):
-  mixer, found = mamba.common(i, "mamba2")
-  return found | {
-    ("mamba2", "dt_bias"): Same(f"{mixer}.dt_bias"),
-    ("mamba2", "norm"): Same(f"{mixer}.norm.weight"),
+  own = f"backbone.layers.{i}"
+  return {
+    ("norm", "weight"): Same(f"{own}.norm.weight"),
+    **under("mamba2", mixer(f"{own}.mixer")),
   }

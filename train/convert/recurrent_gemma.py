@@ -13,6 +13,7 @@ from train.convert import (
   Transposed,
   demand,
   llama,
+  under,
 )
 
 MIXERS = {"recurrent": "rglru", "attention": "attention"}
@@ -30,10 +31,6 @@ def recurrent(hf):
 
 def model(hf):
   demand(hf, hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True)
-  rope = hf.get("rope_parameters") or {}
-  share = rope.get(
-    "partial_rotary_factor", hf.get("partial_rotary_factor", 0.5)
-  )
   H, G, K = llama.heads(hf)
   D, depth = hf["hidden_size"], hf["num_hidden_layers"]
   pattern = [MIXERS[name] for name in hf["block_types"]]
@@ -47,10 +44,11 @@ def model(hf):
       rglru=dict(width=recurrent(hf), blocks=H, conv=hf["conv1d_width"]),
       attention=dict(
         head=K,
+        heads=H,
         kv_heads=G,
         window=hf["attention_window_size"],
-        rotary=share,
-        base=float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0))),
+        rotary=llama.turned(hf, 0.5),
+        base=llama.base(hf),
         qk_norm=False,
         bias=hf["attention_bias"],
         out_bias=True,
@@ -97,7 +95,7 @@ def block(hf, i):
   for name in ("gate", "up", "down"):
     found["channel", name] = Transposed(f"{mlp}.{name}_proj.weight")
   parts = attention if kind == "attention" else rglru
-  return found | {(kind, *path): r for path, r in parts(hf, mixer).items()}
+  return found | under(kind, parts(hf, mixer))
 
 
 def attention(hf, own):

@@ -13,6 +13,17 @@ CASES = [
   dict(length=70, dim=128, heads=4, scale=0.2),
   # small enough for the other side of the maximum
   dict(length=19, dim=64, heads=2, key=32, scale=0.05),
+  dict(
+    length=70,
+    dim=24,
+    heads=3,
+    key=5,
+    value=7,
+    cap=2.0,
+    eps=2e-4,
+    norm_eps=1e-2,
+    scale=0.2,
+  ),
 ]
 START = [dict(dim=128, heads=4)]
 
@@ -22,7 +33,11 @@ def both(**fields):
   own = xLSTMConfig(
     hidden_size=cfg.dim,
     num_heads=cfg.heads,
-    qk_dim_factor=cfg.keys / cfg.values,
+    qk_dim_factor=cfg.heads * cfg.keys / cfg.dim,
+    v_dim_factor=cfg.heads * cfg.values / cfg.dim,
+    gate_soft_cap=cfg.cap,
+    eps=cfg.eps,
+    norm_eps=cfg.eps if cfg.norm_eps is None else cfg.norm_eps,
     num_hidden_layers=cfg.depth,
     chunk_size=32,
     vocab_size=3,

@@ -1,0 +1,70 @@
+"""nanochat: norms without weights, relu squared, capped logits.
+
+transformers, models/nanochat. Its rotary angles have the other sign, which is
+ours where the halves of every query and key are swapped.
+"""
+
+import numpy as np
+
+from train.convert import Permuted, Transposed, demand, llama, under
+
+ignored = llama.ignored
+
+
+def model(hf):
+  demand(hf, hidden_act="relu2")
+  H, G, K = llama.heads(hf)
+  return dict(
+    dim=hf["hidden_size"],
+    depth=hf["num_hidden_layers"],
+    length=hf["max_position_embeddings"],
+    pattern=("attention",),
+    channel="relu2",
+    mixers=dict(
+      attention=dict(
+        head=K,
+        heads=H,
+        kv_heads=G,
+        base=llama.base(hf),
+        norm="rms_plain",
+        eps=hf["rms_norm_eps"],
+        bias=hf.get("attention_bias", False),
+      )
+    ),
+    channels=dict(relu2=dict(width=hf["intermediate_size"])),
+    norm="rms_plain",
+    norm_eps=hf["rms_norm_eps"],
+    embed_norm=True,
+    vocab=dict(
+      name="full",
+      size=hf["vocab_size"],
+      tied=hf.get("tie_word_embeddings", False),
+      softcap=hf.get("final_logit_softcapping", 15.0) or 0.0,
+    ),
+  )
+
+
+def top(hf):
+  found = llama.top(hf)
+  del found["norm", "weight"]
+  return found
+
+
+def swapped(hf):
+  """The order of q, k and v whose queries and keys have swapped halves."""
+  H, G, K = llama.heads(hf)
+  order = np.arange((H + 2 * G) * K).reshape(-1, K)
+  turned = np.roll(order[: H + G], K // 2, -1)
+  return np.concatenate([turned, order[H + G :]]).ravel()
+
+
+def block(hf, i):
+  own, order = f"model.layers.{i}", swapped(hf)
+  attention = {
+    path: Permuted(rule, order) if path[0] == "qkv" else rule
+    for path, rule in llama.attention(hf, f"{own}.self_attn").items()
+  }
+  return under("attention", attention) | {
+    ("channel", "up", "weight"): Transposed(f"{own}.mlp.fc1.weight"),
+    ("channel", "down", "weight"): Transposed(f"{own}.mlp.fc2.weight"),
+  }
