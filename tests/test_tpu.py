@@ -1,42 +1,52 @@
 """Every tiny training step compiles ahead of time for TPUs, without one."""
 
+import functools
+import importlib
 import os
 
 import jax
 import pytest
 from models import CONFIGS, MIXERS, batch, config
 
+from train import provenance
 from train.sharding import Sharding
 from train.step import Step
 
 libtpu = pytest.importorskip("libtpu")
 
 
-@pytest.fixture(scope="module", params=["v5e:2x4", "v6e:1x1"])
-def sharding(request):
+# on the one chip a mixer of each recurrence, on the slice all
+OF_EACH = {
+  provenance.recurrence(importlib.import_module(f"arch.mixers.{name}")): name
+  for name in MIXERS
+}
+CASES = [("v5e:2x4", name) for name in CONFIGS]
+CASES += [("v6e:1x1", name) for name in sorted(OF_EACH.values())]
+
+
+@functools.cache
+def sharding(topology):
   from jax.experimental import topologies
 
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # one a test worker
   os.environ["TPU_LIBRARY_PATH"] = libtpu.get_library_path()
-  found = topologies.get_topology_desc(
-    platform="tpu", topology_name=request.param
-  )
-  return request.param, Sharding(devices=found.devices)
+  found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+  return Sharding(devices=found.devices)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_training_step_compiles(name, sharding, monkeypatch, record_property):
+@pytest.mark.parametrize(("topology", "name"), CASES)
+def test_a_training_step_compiles(topology, name, monkeypatch, record_property):
   # what is traced is what a TPU would be given
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  topology, sharding = sharding
   c = config(name)
   c.train.batch, c.model.dtype = 8, "bfloat16"
   step = Step(c)
   state = jax.eval_shape(lambda: step.init(0, 1e-3))
-  state = sharding.placed(state, sharding.state_specs(state))
+  devices = sharding(topology)
+  state = devices.placed(state, devices.state_specs(state))
   data = jax.eval_shape(lambda: batch(c))
-  data = sharding.placed(data, sharding.batch_specs(data))
+  data = devices.placed(data, devices.batch_specs(data))
   compiled = step.train.lower(state, data).compile()
   assert compiled.memory_analysis().temp_size_in_bytes > 0
   if name in MIXERS:
