@@ -20,10 +20,7 @@ def case(length, exact):
   def weights(t):
     return {n: t[f"{n}_proj.weight"].T for n in ("gate", "up", "down")}
 
-  own = GemmaConfig(
-    hidden_size=D,
-    intermediate_size=19,
-    hidden_act="gelu" if exact else "gelu_pytorch_tanh",
-  )
+  own = GemmaConfig(hidden_size=D, intermediate_size=19)
+  own.hidden_act = "gelu" if exact else "gelu_pytorch_tanh"
   theirs = GemmaMLP(own)
   return Case(ours.Channel, cfg, theirs, weights, length=length)
