@@ -1,16 +1,19 @@
 """What every config starts from. `tiny` is for tests, `small` for
 comparisons, `full` as published."""
 
+import ast
 import dataclasses
 import importlib
 import pkgutil
 from collections.abc import Iterable
 
 import ml_collections
+from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
-from arch import lm, registry
+from arch import layers, lm, registry
 from arch.layers import closest
+from arch.pattern import expand
 
 SIZES = ("tiny", "small", "full")
 
@@ -106,14 +109,72 @@ def load(name: str, size: str = "small") -> ml_collections.ConfigDict:
 
 
 def several(given: Iterable[str]) -> dict:
-  """Name -> its config; ValueError for no name, or for one twice."""
+  """NAME[:FIELD=VALUE]... -> its config; ValueError for none, or one twice."""
   given = list(given)
   if not given:
     raise ValueError(f"--archs names no config: {closest('', names())}")
   for name in given:
     if given.count(name) > 1:
       raise ValueError(f"--archs names {name!r} twice")
-  return {name: load(name) for name in given}
+  return {name: variant(name) for name in given}
+
+
+def variant(given: str) -> ml_collections.ConfigDict:
+  """The config of NAME[:FIELD=VALUE]..., `small` but for these fields.
+
+  A FIELD is a path below `model`, as --config has it, or the name of a field of
+  the model, its mixers or channel mixers, where only one of them has it.
+
+  Raises:
+    ValueError: for an unknown or ambiguous field, or a value of another type.
+  """
+  name, *settings = given.split(":")
+  c = load(name).unlock()
+  for setting in settings:
+    field, equals, text = setting.partition("=")
+    if not equals:
+      raise ValueError(f"{given}: a field is set as {name}:FIELD=VALUE")
+    path = field if "." in field else whole(c, field, name)
+    own = flatten_dict({"model": c.model.to_dict()}, sep=".")
+    known = set(own) | set(fields(c))
+    if path not in known:
+      raise ValueError(f"{name} has no field {path!r}: {closest(path, known)}")
+    try:
+      value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+      value = text
+    try:
+      c.update_from_flattened_dict({path: value})
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"{given}: {path}={text}: {error}") from None
+  return c.lock()
+
+
+def fields(c) -> list[str]:
+  """Paths of what the model, its mixers and channel mixers can be told."""
+  places = expand(c.model.pattern, c.model.depth, c.model.channel)
+  used = {("mixers", name) for place in places for name in place.mixers}
+  used |= {("channels", p.channel) for p in places if p.channel != "none"}
+  common = {f.name for f in dataclasses.fields(layers.Config)}
+  found = [f"model.{f.name}" for f in dataclasses.fields(lm.Config)]
+  for axis, name in sorted(used):
+    own = dataclasses.fields(registry.find(axis, name).Config)
+    found += [
+      f"model.{axis}.{name}.{f.name}" for f in own if f.name not in common
+    ]
+  return found
+
+
+def whole(c, field: str, name: str) -> str:
+  """The one path that ends in this field."""
+  paths = fields(c)
+  found = [path for path in paths if path.rpartition(".")[2] == field]
+  if not found:
+    known = {path.rpartition(".")[2] for path in paths}
+    raise ValueError(f"{name} has no field {field!r}: {closest(field, known)}")
+  if len(found) > 1:
+    raise ValueError(f"{name} has several {field!r}: {', '.join(found)}")
+  return found[0]
 
 
 def may_have(field: str) -> bool:

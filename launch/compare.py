@@ -4,6 +4,8 @@ python -m launch.compare [--archs=a,b,c] [--params=500K|none] [--tokens=]
   [--length=] [--batch=] [--data=stdlib] [--seeds=3] [--lrs=...]
   [--optimizer=adamw|muon] [--workdir=]
 python -m launch.compare --report=W1,W2 --workdir=OUT
+
+An arm is a config's name, or a variant of it: mamba,mamba:negative=True.
 """
 
 import re
@@ -15,7 +17,7 @@ from launch import command
 ARCHS = flags.DEFINE_list(
   "archs",
   ["attention", "mamba2", "gated_deltanet", "griffin", "experts"],
-  "Configs to compare, by their file's name.",
+  "Configs to compare, by their file's name; NAME:FIELD=VALUE for a variant.",
 )
 PARAMS = flags.DEFINE_string(
   "params", "500K", "Parameters of every arm, or none for each config's own."

@@ -255,3 +255,31 @@ def test_runs_of_an_edited_config_are_not_reused(finished, folder, tmp_path):
     cfg.train.decay = 0.25
   with pytest.raises(ValueError, match="decay: saved 0.1, given 0.25"):
     made.run()
+
+
+def test_an_arm_may_be_a_variant():
+  named = configs.several(["mamba", "mamba:negative=True"])
+  plain, negative = named.values()
+  assert negative.model.mixers.mamba.negative
+  assert "negative" not in plain.model.mixers.mamba
+  several = configs.variant(
+    "attention:head=16:model.vocab.tied=True:norm=layer"
+  )
+  assert several.model.mixers.attention.head == 16
+  assert several.model.vocab.tied and several.is_locked
+
+
+@pytest.mark.parametrize(
+  ("arm", "message"),
+  [
+    ("mamba4:negative=True", "unknown architecture 'mamba4'"),
+    ("mamba:negative", "a field is set as mamba:FIELD=VALUE"),
+    ("mamba:negatve=True", "no field 'negatve': did you mean 'negative'"),
+    ("mamba:norm=rms", "several 'norm': model.norm, model.mixers.mamba.norm"),
+    ("mamba:train.lr=1.0", "no field 'train.lr'"),
+    ("attention:head=wide", "model.mixers.attention.head=wide: .* type"),
+  ],
+)
+def test_wrong_variants(arm, message):
+  with pytest.raises(ValueError, match=message):
+    configs.variant(arm)
