@@ -263,7 +263,7 @@ def test_an_arm_may_be_a_variant():
   assert negative.model.mixers.mamba.negative
   assert "negative" not in plain.model.mixers.mamba
   several = configs.variant(
-    "attention:head=16:model.vocab.tied=True:norm=layer"
+    "attention:head=16:model.vocab.tied=True:norm_eps=1e-5"
   )
   assert several.model.mixers.attention.head == 16
   assert several.model.vocab.tied and several.is_locked
