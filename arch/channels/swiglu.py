@@ -22,7 +22,7 @@ class Config(layers.Config):
 
   Attributes:
     width: hidden units; None for 8/3 dim, rounded to a multiple of 8, which
-      holds as many weights as a plain MLP of 4 dim (the paper's sec. 3).
+      holds as many weights as a plain MLP of 4 dim (the paper's sec. 2).
     bias: whether the maps have one.
   """
 
@@ -43,8 +43,7 @@ class Config(layers.Config):
 class Own(nnx.Module):
   """A low-rank map beside W_gate and W_up: x A B.
 
-  The adapter of Zamba2's shared MLP, https://arxiv.org/abs/2411.15242, section
-  3.2.
+  The adapter of Zamba2's shared MLP, https://arxiv.org/abs/2411.15242.
   """
 
   def __init__(self, cfg, rank, *, rngs):

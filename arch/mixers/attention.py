@@ -133,7 +133,7 @@ class Config(layers.Config):
 class Own(nnx.Module):
   """Low-rank maps beside those of q, k, v (and z): x A_n B_n, n by n.
 
-  The adapters of Zamba2's shared attention, section 3.2 there.
+  The adapters of Zamba2's shared attention.
   """
 
   def __init__(self, cfg, rank, *, rngs):

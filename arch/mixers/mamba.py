@@ -8,7 +8,7 @@ a whole block.
 
 With `negative` 2 exp(dt_t A) - 1 stands for exp(dt_t A), so that a state can
 turn its sign, which counting parities needs: Grazzi et al. 2024,
-https://arxiv.org/abs/2411.12537, section 4.1.
+https://arxiv.org/abs/2411.12537, sections 4.1 and 4.2.
 
 Gu and Dao 2023, https://arxiv.org/abs/2312.00752, algorithm 2 and section 3.4;
 parameters and their start as in state-spaces/mamba, modules/mamba_simple.py
@@ -39,7 +39,7 @@ class Config(layers.Config):
     conv: taps of the short convolution.
     norm: which of layers.NORMS r, B and C have each, and `eps` of it; None for
       none. "rms" in Jamba, https://arxiv.org/abs/2403.19887, section 6.4;
-      "rms_plain" in Falcon Mamba, https://arxiv.org/abs/2410.05355, section 2.
+      "rms_plain" in Falcon Mamba, https://arxiv.org/abs/2410.05355.
     negative: eigenvalues in [-1, 1], not in [0, 1].
   """
 

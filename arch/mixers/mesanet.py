@@ -8,7 +8,7 @@
   o_t = G_t^T (H_t + diag(ridge))^-1 q_t
   out = norm(o) W_out,  norm over a head
 
-von Oswald et al. 2025, https://arxiv.org/abs/2506.05233, section 3; parameters
+von Oswald et al. 2025, https://arxiv.org/abs/2506.05233, eq. 4 to 8; parameters
 and their start as in fla-org/flash-linear-attention, layers/mesa_net.py and
 models/mesa_net: matrices and taps normal of deviation 0.02, biases 0, ridge 1.
 Conjugate gradients run on until they have converged, where that release adds

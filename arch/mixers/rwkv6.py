@@ -9,7 +9,7 @@ each map is mixed with the token before, and by how much depends on the data.
   S_t = diag(w_t) S_{t-1} + k_t v_t^T
   out = (norm(o) silu(g)) W_out,  norm over a head, with weights and biases
 
-Peng et al. 2024, https://arxiv.org/abs/2404.05892, section 4.2, eq. 14-21.
+Peng et al. 2024, https://arxiv.org/abs/2404.05892, section 4.2, eq. 14-22.
 Ranks, parameters and their start as in BlinkDL/RWKV-LM, RWKV-v5/src/model.py,
 RWKV_Tmix_x060 and generate_init_weight. The state is the last token and S. A
 config pairs it with channel="rwkv".
