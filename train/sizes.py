@@ -7,6 +7,7 @@ heads demand; s is whole. Where `match.grows`, s is usually in proportion to D
 Among the pairs within 1 % of the budget, that with the most usual s wins.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -54,6 +55,7 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
   cfg.unlock()
   dim, second = cfg.model.dim, get(cfg, cfg.match.size)
 
+  @functools.cache
   def count(D, s):
     cfg.model.dim = D
     put(cfg, cfg.match.size, s)
@@ -63,34 +65,44 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
     return max(1, round(second * D / dim)) if cfg.match.grows else second
 
   step = demanded(lambda D: count(D, usual(D)), dim)
-  low, high = 1, WIDEST // step  # in steps
-  least, most = count(step, 1), count(high * step, usual(high * step))
-  if not least / (1 + TOLERANCE) <= budget <= most * (1 + TOLERANCE):
-    raise ValueError(
-      f"no width reaches {budget:,} parameters: they go from {least:,} at "
-      f"model.dim={step} and {cfg.match.size}=1 to {most:,} at "
-      f"model.dim={high * step}"
-    )
-  while low < high:
+
+  def by(width):  # in steps
+    return count(width * step, usual(width * step))
+
+  # the least width that is enough: between halves or doubles of the config's
+  widest = WIDEST // step
+  low, high = 0, max(1, dim // step)
+  while by(high) < budget and high < widest:
+    low, high = high, min(2 * high, widest)
+  while high - low > 1:
     middle = (low + high) // 2
-    if count(middle * step, usual(middle * step)) < budget:
-      low = middle + 1
-    else:
-      high = middle
+    low, high = (low, middle) if by(middle) >= budget else (middle, high)
+  if by(high) * (1 + TOLERANCE) < budget or (
+    high == 1 and count(step, 1) / (1 + TOLERANCE) > budget
+  ):
+    raise ValueError(
+      f"no width reaches {budget:,} parameters: they go from "
+      f"{count(step, 1):,} at model.dim={step} and {cfg.match.size}=1 to "
+      f"{by(widest):,} at model.dim={widest * step}"
+    )
   found = []
-  for width in range(max(1, low - NEAR), low + NEAR):
-    D = width * step
-    s = affine(lambda s, D=D: count(D, s), usual(D), budget)
-    error = abs(count(D, s) / budget - 1)
-    if error <= TOLERANCE:
-      found.append((abs(math.log(s / usual(D))), error, D, s))
+  for near in range(NEAR):
+    for width in (high - 1 - near, high + near):
+      D = width * step
+      if D < 1:
+        continue
+      s = affine(lambda s, D=D: count(D, s), usual(D), budget)
+      error = abs(count(D, s) / budget - 1)
+      if error <= TOLERANCE:
+        found.append((abs(math.log(s / usual(D))), error, D, s))
+    if found:  # farther off the second size only departs more from the usual
+      break
   if not found:
+    below = max(1, high - 1)
     raise ValueError(
       f"no {cfg.match.size} comes within {TOLERANCE:.0%} of {budget:,} "
-      f"parameters: model.dim={low * step} and the usual {usual(low * step)} "
-      f"have {count(low * step, usual(low * step)):,}, and model.dim="
-      f"{max(1, low - 1) * step} has "
-      f"{count(max(1, low - 1) * step, usual(max(1, low - 1) * step)):,}"
+      f"parameters: model.dim={high * step} and the usual {usual(high * step)} "
+      f"have {by(high):,}, and model.dim={below * step} has {by(below):,}"
     )
   _, _, D, s = min(found)
   cfg.model.dim = D
