@@ -71,19 +71,45 @@ class Config:
   def compute(self):
     return jnp.dtype(self.dtype)
 
+  @property
+  def where(self):
+    """How an error names the file: `mamba2`, `channel swiglu`."""
+    kind, _, name = type(self).__module__.rpartition(".")
+    return f"channel {name}" if kind.endswith("channels") else name
+
+  def positive(self, *fields: str, **derived: str):
+    """ValueError unless each of these fields that is set is above 0.
+
+    Args:
+      derived: the property that says what a field is, given or not, as in
+        heads="count".
+    """
+    for field, own in ({f: f for f in fields} | derived).items():
+      given, value = getattr(self, field), getattr(self, own)
+      if value is not None and value <= 0:
+        means = "" if given == value else f", {value} at dim={self.dim},"
+        raise ValueError(
+          f"{self.where}: {field}={given}{means} must be positive"
+        )
+
+  def among(self, field: str, known: Iterable[str]):
+    """ValueError unless a field is one of the known names."""
+    given = getattr(self, field)
+    if given not in known:
+      raise ValueError(
+        f"{self.where}: unknown {field}={given!r}: {closest(given, known)}"
+      )
+
   def divide(self, whole: str, part: str) -> int:
     """whole / part, both names of fields; ValueError unless it is exact."""
+    self.positive(part, whole)
     w, p = getattr(self, whole), getattr(self, part)
-    where = type(self).__module__.rpartition(".")[2]
-    for name, value in ((part, p), (whole, w)):
-      if value < 1:
-        raise ValueError(f"{where}: {name}={value} must be at least 1")
     if w % p:
       below, above = w // p * p, w // p * p + p
       near = f"are {below} and {above}" if below else f"is {above}"
       own = whole in {f.name for f in dataclasses.fields(self)}
       raise ValueError(
-        f"{where}: {part}={p} must divide {whole}={w}"
+        f"{self.where}: {part}={p} must divide {whole}={w}"
         f"{'' if own else f' at dim={self.dim}'}; the nearest {whole} "
         f"{near}"
       )

@@ -56,13 +56,13 @@ def batch(c, seed=0):
 def noisy(model, scale=0.1, seed=0):
   """The model with noise on every parameter, so that no zero hides a bug."""
   params, buffers = lm.pure(model)
-  leaves, tree = jax.tree.flatten(params)
-  keys = jax.random.split(jax.random.key(seed), len(leaves))
-  leaves = [
-    p + scale * jax.random.normal(k, p.shape)
-    for p, k in zip(leaves, keys, strict=True)
-  ]
-  return lm.fill(model, jax.tree.unflatten(tree, leaves), buffers)
+  rng = np.random.default_rng(seed)
+
+  def more(p):
+    noise = scale * rng.standard_normal(p.shape)
+    return jnp.asarray(p + noise, p.dtype)
+
+  return lm.fill(model, jax.tree.map(more, params), buffers)
 
 
 def close(a, b, tolerance=1e-5):

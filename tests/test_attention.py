@@ -340,7 +340,7 @@ def test_bad_fields(fields, message):
   "fields, message",
   [
     (dict(rotary=3), "rotary=3 must be even"),
-    (dict(rank=0), "rank=0 must be at least 1"),
+    (dict(rank=0), "rank=0 must be positive"),
     (dict(head=10), "head=10 must divide dim=24"),
     (dict(base=1.0), "base=1.0 must exceed 1"),
   ],

@@ -191,17 +191,6 @@ def test_groups_of_a_mixed_model():
   assert min(sizes.forward.groups.values()) > 0
 
 
-@pytest.mark.parametrize("name", models.CONFIGS)
-def test_full_size_without_arrays(name):
-  c = models.config(name, "full")
-  sizes = arch.count(arch.abstract(c.model), 64)
-  assert sizes.embedding <= sizes.active <= sizes.params
-  # a token meets each weight once, but for embeddings and experts not chosen
-  least = 2 * (sizes.active - sizes.embedding)
-  assert least < sizes.forward.total < 6 * sizes.params
-  assert sizes.decoding.flops.total > least
-
-
 def test_state_and_its_cost():
   c = models.config("mamba2_attention")
   c.model.depth, c.model.pattern = 2, ("mamba2", "attention")

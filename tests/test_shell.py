@@ -95,7 +95,7 @@ def test_a_wrong_pattern_is_refused(pattern, depth, error):
     ),
     (
       {"pattern": ("rglru",), "mixers": {"rglru": {"blocks": 0}}},
-      "rglru: blocks=0 must be at least 1",
+      "rglru: blocks=0 must be positive",
     ),
   ],
 )

@@ -61,12 +61,7 @@ class Config(layers.Config):
   shared_gate: bool = False
 
   def __post_init__(self):
-    for name in ("experts", "top", "hidden"):
-      if getattr(self, name) < 1:
-        given = "width" if name == "hidden" else name
-        raise ValueError(
-          f"channel experts: {given}={getattr(self, given)} must be positive"
-        )
+    self.positive("experts", "top", "scale", width="hidden")
     if self.top > self.experts:
       raise ValueError(
         f"channel experts: top={self.top} of experts={self.experts}"
@@ -76,8 +71,6 @@ class Config(layers.Config):
         f"channel experts: shared={self.shared} and balance_rate="
         f"{self.balance_rate} must not be negative"
       )
-    if self.scale <= 0:
-      raise ValueError(f"channel experts: scale={self.scale} must be positive")
     if self.shared_gate and not self.shared_hidden:
       raise ValueError("channel experts: shared_gate=True, but shared=0")
     if self.score not in ("sigmoid", "softmax"):

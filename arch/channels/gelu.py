@@ -29,10 +29,7 @@ class Config(layers.Config):
   bias: bool = False
 
   def __post_init__(self):
-    if self.hidden < 1:
-      raise ValueError(
-        f"{type(self).__module__}: width={self.width} must be positive"
-      )
+    self.positive(width="hidden")
 
   @property
   def hidden(self) -> int:

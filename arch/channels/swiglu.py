@@ -30,8 +30,7 @@ class Config(layers.Config):
   bias: bool = False
 
   def __post_init__(self):
-    if self.hidden < 1:
-      raise ValueError(f"channel swiglu: width={self.width} must be positive")
+    self.positive(width="hidden")
 
   @property
   def hidden(self) -> int:

@@ -95,14 +95,8 @@ class Config(layers.Config):
     for name in ("heads", "kv_heads", "window"):
       if (getattr(self, name) or 0) < 0:
         raise ValueError(f"attention: {name}={getattr(self, name)} is negative")
-    for name in ("scale", "std", "eps"):
-      if getattr(self, name) is not None and getattr(self, name) <= 0:
-        raise ValueError(
-          f"attention: {name}={getattr(self, name)} must be positive"
-        )
-    if self.norm not in layers.NORMS:
-      known = layers.closest(self.norm, layers.NORMS)
-      raise ValueError(f"attention: unknown norm={self.norm!r}: {known}")
+    self.positive("scale", "std", "eps")
+    self.among("norm", layers.NORMS)
     if self.query_heads and self.kv_heads:
       self.divide("query_heads", "kv_heads")
 

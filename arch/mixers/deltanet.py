@@ -42,8 +42,7 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    if self.conv < 1:
-      raise ValueError(f"deltanet: conv={self.conv} must be at least 1")
+    self.positive("conv")
     self.divide("dim", "head")
 
   @property

@@ -45,8 +45,7 @@ class Config(gated_deltanet.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.steps < 1:
-      raise ValueError(f"deltaproduct: steps={self.steps} must be at least 1")
+    self.positive("steps")
 
 
 class Mixer(gated_deltanet.Mixer):

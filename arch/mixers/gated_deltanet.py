@@ -51,13 +51,7 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    for name in ("head", "count", "expand", "conv"):
-      if getattr(self, name) < 1:
-        given = "heads" if name == "count" else name
-        raise ValueError(
-          f"{type(self).__module__}: {given}={getattr(self, name)} must be at "
-          "least 1"
-        )
+    self.positive("head", "expand", "conv", heads="count")
     self.divide("count", "key_count")
 
   @property

@@ -39,11 +39,7 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    if self.rank < 1 or self.normaliser <= 0:
-      raise ValueError(
-        f"gla: rank={self.rank} must be at least 1 and "
-        f"normaliser={self.normaliser} positive"
-      )
+    self.positive("rank", "normaliser")
     if self.heads < 1 or self.dim % (2 * self.heads):
       raise ValueError(
         f"gla: twice heads={self.heads} must divide dim={self.dim}"

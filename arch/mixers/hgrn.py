@@ -37,8 +37,7 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    if self.expand < 1:
-      raise ValueError(f"hgrn: expand={self.expand} must be at least 1")
+    self.positive("expand")
 
   @property
   def inner(self):

@@ -51,10 +51,7 @@ class Config(layers.Config):
   frequency: float = 14.0
 
   def __post_init__(self):
-    if self.conv < 1 or self.filter < 1:
-      raise ValueError(
-        f"hyena: conv={self.conv} and filter={self.filter} must be at least 1"
-      )
+    self.positive("conv", "filter")
     if self.features < 3 or self.features % 2 == 0:
       raise ValueError(
         f"hyena: features={self.features} must be odd and at least 3"

@@ -43,12 +43,7 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    for name in ("head", "count", "conv"):
-      if getattr(self, name) < 1:
-        given = "heads" if name == "count" else name
-        raise ValueError(
-          f"kda: {given}={getattr(self, name)} must be at least 1"
-        )
+    self.positive("head", "conv", heads="count")
 
   @property
   def count(self):

@@ -40,10 +40,8 @@ class Config(layers.Config):
   def __post_init__(self):
     if self.heads is None:
       self.divide("dim", "head")
-    elif self.heads < 1 or self.head < 1:
-      raise ValueError(
-        f"lightning: heads={self.heads} and head={self.head} must be at least 1"
-      )
+    else:
+      self.positive("heads", "head")
 
   @property
   def count(self):

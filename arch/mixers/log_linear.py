@@ -53,11 +53,7 @@ class Config(layers.Config):
   deviation: float = 0.006
 
   def __post_init__(self):
-    for name in ("head", "count", "expand", "conv"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"log_linear: {name}={getattr(self, name)} must be at least 1"
-        )
+    self.positive("head", "expand", "conv", heads="count")
     check(self)
 
   @property
@@ -69,9 +65,7 @@ class Config(layers.Config):
 
 def check(cfg):
   if cfg.levels is not None and cfg.levels < 2:
-    raise ValueError(
-      f"{cfg.__module__}: levels={cfg.levels} must be at least 2"
-    )
+    raise ValueError(f"{cfg.where}: levels={cfg.levels} must be at least 2")
 
 
 class Levels(nnx.Module):

@@ -42,8 +42,7 @@ class Config(layers.Config):
   max_phase: float = 6.28
 
   def __post_init__(self):
-    if self.hidden < 1:
-      raise ValueError(f"lru: state={self.state} must be at least 1")
+    self.positive(state="hidden")
     if not 0 <= self.r_min < self.r_max <= 1:
       raise ValueError(
         f"lru: r_min={self.r_min} and r_max={self.r_max} must be "

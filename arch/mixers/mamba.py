@@ -52,14 +52,9 @@ class Config(layers.Config):
   negative: bool = False
 
   def __post_init__(self):
-    for name in ("state", "expand", "conv", "step_rank"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"mamba: {name}={getattr(self, name)} must be at least 1"
-        )
-    if self.norm is not None and self.norm not in layers.NORMS:
-      known = layers.closest(self.norm, layers.NORMS)
-      raise ValueError(f"mamba: unknown norm={self.norm!r}: {known}")
+    self.positive("state", "expand", "conv", rank="step_rank")
+    if self.norm is not None:
+      self.among("norm", layers.NORMS)
 
   @property
   def inner(self):

@@ -50,10 +50,7 @@ class Config(layers.Config):
   limits: tuple = (0.0, math.inf)
 
   def __post_init__(self):
-    if self.state < 1 or self.conv < 1:
-      raise ValueError(
-        f"mamba2: state={self.state} and conv={self.conv} must be at least 1"
-      )
+    self.positive("state", "conv")
     if not 0 <= self.limits[0] < self.limits[1]:
       raise ValueError(f"mamba2: limits={self.limits} must be of 0 or more")
     self.divide("heads", "groups")

@@ -47,11 +47,7 @@ class Config(layers.Config):
   steps: int = 30
 
   def __post_init__(self):
-    for name in ("head", "count", "conv", "steps"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"mesanet: {name}={getattr(self, name)} must be at least 1"
-        )
+    self.positive("head", "conv", "steps", heads="count")
     if not 0 < self.floor < 1:
       raise ValueError(
         f"mesanet: floor={self.floor} must be between 0 and the ridge's 1"

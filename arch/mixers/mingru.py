@@ -35,10 +35,7 @@ class Config(layers.Config):
   expand: float = 1.5
 
   def __post_init__(self):
-    if self.expand < 1:
-      raise ValueError(
-        f"{type(self).__module__}: expand={self.expand} must be at least 1"
-      )
+    self.positive("expand")
 
   @property
   def inner(self):

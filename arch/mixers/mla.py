@@ -58,10 +58,9 @@ class Config(layers.Config):
   std: float = 0.006
 
   def __post_init__(self):
-    for name in ("head", "count", "width", "rank", "rotary", "query_rank"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f"mla: {name}={value} must be at least 1")
+    self.positive(
+      "head", "value", "rank", "query_rank", "rotary", heads="count"
+    )
     if self.rotary % 2:
       raise ValueError(f"mla: rotary={self.rotary} must be even")
     if self.base is not None and self.base <= 1:

@@ -47,17 +47,7 @@ class Config(layers.Config):
   norm_eps: float | None = None
 
   def __post_init__(self):
-    if self.heads < 1 or self.values < 1:
-      raise ValueError(
-        f"mlstm: heads={self.heads} and value={self.value} must be at least 1"
-      )
-    if self.keys < 1:
-      raise ValueError(
-        f"mlstm: key={self.key} must be at least 1, and a head of "
-        f"{self.values} at least 2 without it"
-      )
-    if self.cap <= 0:
-      raise ValueError(f"mlstm: cap={self.cap} must be positive")
+    self.positive("heads", "cap", value="values", key="keys")
 
   @property
   def values(self):

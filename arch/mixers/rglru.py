@@ -41,8 +41,7 @@ class Config(layers.Config):
   conv: int = 4
 
   def __post_init__(self):
-    if self.conv < 1:
-      raise ValueError(f"rglru: conv={self.conv} must be at least 1")
+    self.positive("conv")
     self.divide("inner", "blocks")
 
   @property

@@ -43,11 +43,7 @@ class Config(layers.Config):
   eps: float = 64e-5
 
   def __post_init__(self):
-    if self.mix_rank < 1 or self.decay_rank < 1:
-      raise ValueError(
-        f"rwkv6: mix_rank={self.mix_rank} and decay_rank={self.decay_rank} "
-        "must be at least 1"
-      )
+    self.positive("mix_rank", "decay_rank")
     self.divide("dim", "head")
 
   @property

@@ -57,10 +57,7 @@ class Config(layers.Config):
 
   def __post_init__(self):
     self.divide("dim", "head")
-    for name in ("decay_rank", "rate_rank", "value_rank", "gate_rank"):
-      rank = getattr(self, name)
-      if rank is not None and rank < 1:
-        raise ValueError(f"rwkv7: {name}={rank} must be at least 1")
+    self.positive("decay_rank", "rate_rank", "value_rank", "gate_rank")
 
   @property
   def heads(self):

@@ -65,9 +65,7 @@ class Config(layers.Config):
       raise ValueError(
         f"s4d: state={self.state} must be even and at least 2: it holds pairs"
       )
-    if self.start not in STARTS:
-      hint = layers.closest(self.start, STARTS)
-      raise ValueError(f"s4d: unknown start={self.start!r}: {hint}")
+    self.among("start", STARTS)
 
 
 def hold(dt, real, imag):

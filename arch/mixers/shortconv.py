@@ -30,8 +30,7 @@ class Config(layers.Config):
   bias: bool = False
 
   def __post_init__(self):
-    if self.conv < 1:
-      raise ValueError(f"shortconv: conv={self.conv} must be at least 1")
+    self.positive("conv")
 
 
 class Mixer(nnx.Module):

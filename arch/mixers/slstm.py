@@ -45,8 +45,7 @@ class Config(layers.Config):
   recurrent: str = "zeros"
 
   def __post_init__(self):
-    if self.conv < 1:
-      raise ValueError(f"slstm: conv={self.conv} must be at least 1")
+    self.positive("conv")
     if self.head < 2:
       raise ValueError(
         f"slstm: heads={self.heads} leave {self.head} of dim={self.dim} each, "

@@ -49,11 +49,7 @@ class Config(layers.Config):
   top: float = 1.0
 
   def __post_init__(self):
-    for name in ("layers", "expand", "conv"):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"titans: {name}={getattr(self, name)} must be at least 1"
-        )
+    self.positive("layers", "expand", "conv")
     if self.batch < 1 or self.batch & (self.batch - 1):
       raise ValueError(f"titans: batch={self.batch} must be a power of two")
     self.divide("dim", "head")
