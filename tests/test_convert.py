@@ -19,6 +19,8 @@ from test_launch import run
 import configs
 from arch import lm
 from train import checkpoint, convert, generate, workdir
+from train.convert import types
+from train.convert.rules import backwards
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -61,7 +63,7 @@ def noisy(theirs):
 
 
 def test_every_type_has_a_file():
-  assert TYPES == convert.names()
+  assert TYPES == types.names()
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +159,10 @@ def test_logits_gradients_and_decoding(kind, name, folders, tmp_path):
     close(own, steps, 1e-4)
   hf = json.loads((path / "config.json").read_text())
   hf = convert.told(hf, load_file(path / WEIGHTS))
-  rules = convert.rules(hf, convert.find(hf, path), model)
+  found = convert.every_rule(hf, types.find(hf, path), model)
   flat = flatten_dict(jax.tree.map(np.zeros_like, buffers))
   flat |= {p: np.asarray(g) for p, g in flatten_dict(gradient).items()}
-  own = convert.backwards(rules, flat)
+  own = backwards(found, flat)
   assert own.keys() == grads.keys()
   trained = {k: g for k, g in grads.items() if not k.endswith(BUFFERS)}
   largest = max(np.abs(g).max() for g in trained.values())

@@ -3,7 +3,7 @@
 transformers, models/llama; also what its other checkpoints are saved as.
 """
 
-from train.convert import Joined, Rows, Same, Transposed, demand, under
+from train.convert.rules import Joined, Rows, Same, Transposed, demand, under
 
 
 def heads(hf):

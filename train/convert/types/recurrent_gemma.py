@@ -5,16 +5,16 @@ transformers, models/recurrent_gemma.
 
 import jax.numpy as jnp
 
-from train.convert import (
+from train.convert.rules import (
   Joined,
   Rows,
   Same,
   Taps,
   Transposed,
   demand,
-  llama,
   under,
 )
+from train.convert.types import llama
 
 MIXERS = {"recurrent": "rglru", "attention": "attention"}
 

@@ -3,7 +3,7 @@
 transformers, models/falcon_mamba.
 """
 
-from train.convert import mamba
+from train.convert.types import mamba
 
 block, ignored, top = mamba.block, mamba.ignored, mamba.top
 

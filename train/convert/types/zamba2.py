@@ -6,16 +6,8 @@ one, which stands aside, and the Mamba-2 that reads it.
 
 import math
 
-from train.convert import (
-  Joined,
-  Part,
-  Same,
-  Transposed,
-  demand,
-  llama,
-  mamba2,
-  under,
-)
+from train.convert.rules import Joined, Part, Same, Transposed, demand, under
+from train.convert.types import llama, mamba2
 
 
 def layers(hf):

@@ -1,6 +1,6 @@
 """Mamba: whole blocks. transformers, models/mamba."""
 
-from train.convert import Rows, Same, Taps, Transposed, demand, under
+from train.convert.rules import Rows, Same, Taps, Transposed, demand, under
 
 
 def model(hf):

@@ -4,7 +4,7 @@ transformers, models/kimi_linear. What it saves and what was published differ in
 config.json, and in the name of a dense layer's SwiGLU.
 """
 
-from train.convert import (
+from train.convert.rules import (
   Flat,
   Joined,
   Same,
@@ -12,10 +12,9 @@ from train.convert import (
   Taps,
   Transposed,
   demand,
-  llama,
-  olmoe,
   under,
 )
+from train.convert.types import llama, olmoe
 
 MIXERS = {"linear_attention": "kda", "full_attention": "mla"}
 CHANNELS = {"dense": "swiglu", "sparse": "experts"}

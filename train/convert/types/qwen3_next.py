@@ -6,16 +6,8 @@ which transformers does not read, are left out.
 
 import numpy as np
 
-from train.convert import (
-  Joined,
-  Permuted,
-  Same,
-  Taps,
-  Transposed,
-  llama,
-  olmoe,
-  under,
-)
+from train.convert.rules import Joined, Permuted, Same, Taps, Transposed, under
+from train.convert.types import llama, olmoe
 
 top = llama.top
 

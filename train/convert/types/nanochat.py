@@ -6,7 +6,8 @@ ours where the halves of every query and key are swapped.
 
 import numpy as np
 
-from train.convert import Permuted, Transposed, demand, llama, under
+from train.convert.rules import Permuted, Transposed, demand, under
+from train.convert.types import llama
 
 ignored = llama.ignored
 

@@ -3,7 +3,8 @@
 transformers, models/olmoe. Each expert's maps are tensors of their own.
 """
 
-from train.convert import Same, Stacked, Transposed, demand, llama, under
+from train.convert.rules import Same, Stacked, Transposed, demand, under
+from train.convert.types import llama
 
 ignored, top = llama.ignored, llama.top
 

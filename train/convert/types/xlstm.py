@@ -4,7 +4,7 @@ transformers, models/xlstm, with a tensor for each map: it cannot make a model
 whose maps are fused.
 """
 
-from train.convert import (
+from train.convert.rules import (
   Heads,
   Joined,
   Rows,

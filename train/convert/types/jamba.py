@@ -3,7 +3,8 @@
 transformers, models/jamba.
 """
 
-from train.convert import Same, demand, llama, mamba, olmoe, under
+from train.convert.rules import Same, demand, under
+from train.convert.types import llama, mamba, olmoe
 
 ignored = llama.ignored
 

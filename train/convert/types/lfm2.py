@@ -3,7 +3,8 @@
 transformers, models/lfm2. The first releases name some fields otherwise.
 """
 
-from train.convert import Same, Taps, Transposed, llama, under
+from train.convert.rules import Same, Taps, Transposed, under
+from train.convert.types import llama
 
 MIXERS = {"conv": "shortconv", "full_attention": "attention"}
 

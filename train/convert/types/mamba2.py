@@ -2,7 +2,8 @@
 
 import math
 
-from train.convert import Same, demand, mamba, under
+from train.convert.rules import Same, demand, under
+from train.convert.types import mamba
 
 ignored, top = mamba.ignored, mamba.top
 

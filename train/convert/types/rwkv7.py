@@ -6,16 +6,16 @@ adds 1e-6 to |k k_k|^2, which we do not.
 
 import math
 
-from train.convert import (
+from train.convert.rules import (
   Flat,
   Rows,
   Same,
   Stacked,
   Transposed,
   demand,
-  gpt2,
   under,
 )
+from train.convert.types import gpt2
 
 
 def head(hf):

@@ -3,7 +3,7 @@
 transformers, models/gpt2. Its linear maps are stored d_in x d_out, as ours.
 """
 
-from train.convert import Rows, Same, demand
+from train.convert.rules import Rows, Same, demand
 
 
 def model(hf):
