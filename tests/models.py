@@ -10,6 +10,7 @@ from flax import nnx
 
 import arch
 from arch import lm, registry
+from arch.pattern import expand
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
@@ -26,6 +27,16 @@ def config(name, size="tiny"):
   if not c.model.vocab.size:
     c.model.vocab.size = SYMBOLS
   return c
+
+
+def _alone(name):
+  c = config(name).model
+  places = expand(c.pattern, c.depth, c.channel)
+  return len({mixer for place in places for mixer in place.mixers}) == 1
+
+
+# of one mixer: what holds for these holds, block by block, for hybrids
+ALONE = [name for name in CONFIGS if _alone(name)]
 
 
 def build(c, seed=0):

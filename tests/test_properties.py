@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from models import (
+  ALONE,
   CHANNELS,
   CONFIGS,
   MIXERS,
@@ -24,7 +25,6 @@ from models import (
 
 import arch
 from arch import lm
-from arch.pattern import expand
 from train.sharding import Sharding
 from train.step import Step
 
@@ -37,16 +37,8 @@ def over(names):
   )
 
 
-def alone(name):
-  """Whether a config's pattern has one mixer: what then holds block by block
-  holds for hybrids."""
-  c = config(name)
-  places = expand(c.model.pattern, c.model.depth, c.model.channel)
-  return len({mixer for place in places for mixer in place.mixers}) == 1
-
-
 each = over(CONFIGS)
-each_alone = over([name for name in CONFIGS if alone(name)])
+each_alone = over(ALONE)
 
 
 @functools.cache
