@@ -170,7 +170,7 @@ def test_mqar_pilot():
     ({"pairs": ()}, ["pairs=()"]),
     ({"vocab": 2.5}, ["vocab=2.5 is no whole number"]),
     ({"vocab": "'a'"}, ["vocab='a' is no whole number"]),
-    ({"vocab": "abc"}, ["vocab=abc is neither a number nor"]),
+    ({"vocab": "abc"}, ["vocab='abc' is no whole number"]),
     ({"length": None}, ["length=None is no whole number"]),
   ],
 )
@@ -225,8 +225,9 @@ def test_words_are_multiplied():
   assert sizes == {5, 6, 7, 8, 9}
 
 
-def test_parity_is_asked_at_the_end_and_further_on():
-  task = data.load({"name": "task:parity,high=10,far=24"})
+@pytest.mark.parametrize("answer", ["last", "all"])
+def test_parity_is_scored_at_the_end_and_further_on(answer):
+  task = data.load({"name": f"task:parity,high=10,far=24,answer={answer}"})
   assert (task.vocab, task.length) == (
     2,
     24,
@@ -236,7 +237,9 @@ def test_parity_is_asked_at_the_end_and_further_on():
   for found, low, high in ((train, 3, 10), (test, 10, 24)):
     sizes = set()
     for tokens, targets, weights in found:
-      (last,) = np.flatnonzero(weights)
+      *before, last = np.flatnonzero(weights)
+      each = answer == "all" and high == 10
+      assert before == list(range(last)) * each
       sizes.add(last + 1)
       assert targets[last] == tokens[: last + 1].sum() % 2
     assert sizes == set(range(low, high + 1))

@@ -308,7 +308,7 @@ def _bpe(source: corpus.Corpus, vocab: int, progress: Progress):
 
 
 def _fields(name: str, text: str) -> dict[str, Any]:
-  """a=1,b=(2,3) as a dict."""
+  """a=1,b=(2,3),c=word as a dict."""
   try:
     call = ast.parse(f"f({text})", mode="eval").body
     if call.args:
@@ -322,11 +322,13 @@ def _fields(name: str, text: str) -> dict[str, Any]:
 
 
 def _value(field: ast.keyword):
+  if isinstance(field.value, ast.Name):
+    return field.value.id
   try:
     return ast.literal_eval(field.value)
   except ValueError:
     raise ValueError(
-      f"{ast.unparse(field)} is neither a number nor a tuple of them"
+      f"{ast.unparse(field)} is no number, word or tuple of numbers"
     ) from None
 
 

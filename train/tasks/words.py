@@ -10,9 +10,9 @@ solvable, which makes its word problem NC1-complete (Barrington 1989; Merrill et
 al. 2024, https://arxiv.org/abs/2404.08819, section 3; Siems et al. 2025,
 https://arxiv.org/abs/2502.10297, section 5.1).
 
-A sequence has `low` to `high` elements in training. It is scored with `far` of
-them at most, and no fewer than `high`, to see whether what was learnt carries
-on; by default with as many as in training.
+A sequence has `low` to `high` elements in training. With `far`, what is scored
+is the whole product of `high` to `far` elements, to see whether what was learnt
+carries on; without, sequences such as those of training.
 """
 
 import dataclasses
@@ -33,7 +33,8 @@ class Config:
     group: Z2, Z3, ... or S3, S4, S5.
     low, high: the fewest and the most elements of a training sequence.
     far: the most of one that is scored; 0 for those of training.
-    answer: "all" scores every position, "last" the whole product alone.
+    answer: "all" asks for the product at every position, "last" for the whole
+      one alone.
     length: tokens of a row; 0 for the longest sequence. A row holds as many
       sequences as fit, with a reset at each.
   """
@@ -82,7 +83,9 @@ class Config:
     """The task that valid and test are of."""
     if not self.far:
       return self
-    return dataclasses.replace(self, low=self.high, high=self.far, far=0)
+    return dataclasses.replace(
+      self, low=self.high, high=self.far, far=0, answer="last"
+    )
 
 
 @functools.cache
