@@ -111,8 +111,8 @@ def main(argv):
     if conditions is None:
       command.say(f"stopped; go on with: {platform.command()}")
       return
+  print(report.leaderboard(conditions), flush=True)
   files = report.write(conditions, workdir)
-  print(report.leaderboard(conditions))
   print("\n" + "\n".join(f"wrote {path}" for path in files.values()))
 
 

@@ -1,6 +1,8 @@
 """A comparison: plan, resume, divergence, tasks."""
 
+import dataclasses
 import json
+import math
 import shutil
 
 import numpy as np
@@ -129,7 +131,7 @@ def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
   old, whole, _ = finished
   shutil.copytree(old, tmp_path / "copy")
   its_plan = plan(folder, seeds=3, lrs=(1e-30, 1e-3, 1e-2))
-  made, _ = comparison(tmp_path / "copy", its_plan)
+  made, _ = comparison(tmp_path / "copy", its_plan, together=3)
   run, trained = loop.run, []
 
   def counted(*args, **fields):
@@ -160,6 +162,44 @@ def test_a_rate_that_diverges_is_listed_and_another_chosen(folder, tmp_path):
   assert [run["lr"] for run in bad] == [1e30]
   assert results["arms"]["attention"]["lr"] == 1e-3
   assert any("diverged" in line for line in said)
+
+
+def test_a_seed_that_diverges_is_reported(
+  finished, folder, tmp_path, monkeypatch
+):
+  shutil.copytree(finished[0], tmp_path / "copy")
+  made, _ = comparison(tmp_path / "copy", plan(folder, seeds=3), ("attention",))
+
+  def lost(*args, **fields):
+    raise loop.Diverged("at step 3")
+
+  monkeypatch.setattr(loop, "run", lost)
+  results = made.run()
+  assert "attention (seed 3 of 3)" in report.leaderboard(results)
+  files = report.write(results, tmp_path)
+  saved = json.loads(files["results.json"].read_text())["runs"]
+  (bad,) = [run for run in saved if run["diverged"]]
+  assert bad["seed"] == 3 and bad["bits_per_byte"] is None
+  assert all(run.keys() == bad.keys() for run in saved)
+
+
+def test_a_score_that_is_not_finite_is_a_divergence(
+  folder, tmp_path, monkeypatch
+):
+  made, _ = comparison(tmp_path, plan(folder, seeds=1), ("attention",))
+  run = loop.run
+
+  def overflown(cfg, *args, **fields):
+    result = run(cfg, *args, **fields)
+    if cfg.train.lr == 1e-3:
+      lost = dataclasses.replace(result.scores[0], nats=math.nan)
+      result = dataclasses.replace(result, scores=[lost])
+    return result
+
+  monkeypatch.setattr(loop, "run", overflown)
+  results = made.run()
+  assert results["arms"]["attention"]["lr"] == 1e-2
+  assert [run["diverged"] for run in results["runs"]] == [True, False, False]
 
 
 def test_a_task_is_scored_by_accuracy(tmp_path):

@@ -37,6 +37,7 @@ def make(arms=("a", "b", "c"), seeds=(1, 2, 3), metric="bits_per_byte", **over):
     "length": 64,
     "batch": 8,
     "optimizer": "adamw",
+    "eval_bytes": 64_000,
     "tokens": 70_000,
     "arms": {
       arm: {
@@ -91,11 +92,16 @@ def make(arms=("a", "b", "c"), seeds=(1, 2, 3), metric="bits_per_byte", **over):
   return results | over
 
 
-def diverge(results, arm, phase, seed, left=math.nan):
+def diverge(results, arm, phase, seed, left=None):
+  """Without `left`, as a run that was trained alone; else as one of several,
+  whose curve has holes."""
   for run in results["runs"]:
     if (run["arch"], run["phase"], run["seed"]) == (arm, phase, seed):
       run |= {"diverged": True, "nats": None, results["metric"]: left}
-      run["curve"]["loss"][7:] = [math.nan] * (len(run["curve"]["loss"]) - 7)
+      loss = run["curve"]["loss"]
+      loss[7:] = [math.nan] * (len(loss) - 7)
+      if left is None:
+        run["curve"] = {key: [] for key in run["curve"]}
       return run
 
 
@@ -157,7 +163,7 @@ def test_json_is_the_results_and_the_leaderboard(tmp_path):
 
 def test_what_is_not_finite_and_numpy_become_json(tmp_path):
   results = make(tokens=np.int64(70_000))
-  diverge(results, "b", "final", 2)
+  diverge(results, "b", "final", 2, left=math.nan)
   path = report.write(results, tmp_path)["results.json"]
   read = json.loads(path.read_text(), parse_constant=only_finite)
   assert read["tokens"] == 70_000
@@ -334,6 +340,7 @@ def test_merge_of_equals_is_one_ranking(tmp_path):
     ({"length": 128}, "length"),
     ({"batch": 16}, "batch"),
     ({"optimizer": "muon"}, "optimizer"),
+    ({"eval_bytes": 9}, "eval_bytes"),
     ({"metric": "accuracy"}, "metric"),
     ({"hash": "cd34"}, "data hash"),
   ],
@@ -353,6 +360,19 @@ def test_merge_never_ranks_across_conditions(other, named, tmp_path):
   assert [r["rank"] for r in read["leaderboard"]] == [1, 2, 1, 2]
   with pytest.raises(ValueError, match="give the workdirs"):
     report.read(tmp_path)
+
+
+def test_a_merge_keeps_all_notes_and_is_merged_again():
+  first, second, third = make(["a"]), make(["b"]), make(["c"])
+  second["data"] |= {"note": "short", "tokenizer": "bpe"}
+  (merged,) = report.merge({"W1": first, "W2": second})
+  (merged,) = report.merge({"W": merged, "W3": third})
+  assert (merged["data"]["note"], merged["data"]["tokenizer"]) == (
+    "short",
+    "bytes, bpe",
+  )
+  assert [s["name"] for s in merged["sources"]] == ["W1", "W2", "W3"]
+  assert set(merged["arms"]) == {"a", "b", "c"}
 
 
 def test_a_report_of_several_overwrites_no_comparison(tmp_path):

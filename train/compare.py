@@ -3,11 +3,13 @@
 Each arm is given the same grid of learning rates on seed 0, scored on the
 validation slice; its best rate then trains seeds 1 ... n, scored on the test
 slice. Seed s sees the same batches in every arm. A finished run leaves
-runs/ARM/RUN/result.json, so an interrupted comparison goes on where it stopped.
+runs/ARM/PHASE-seedS-lrL/result.json, so an interrupted comparison goes on where
+it stopped.
 """
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -23,7 +25,9 @@ from train.evaluate import Scorer
 from train.step import Step
 
 LENGTH = 256  # tokens a sequence of text
+RESULT = "result.json"
 DECODE = (1024, 65_536)  # lengths at which decoding is counted
+CURVE = ("step", "tokens", "seconds", "loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,14 +184,13 @@ class Comparison:
     tuned = self.several(name, cfg, data, programs, "tune", grid)
     if tuned is None:
       return None
-    better = max if data.is_task else min
     alive = [run for run in tuned if not run["diverged"]]
     arm["lr"], arm["lr_at_edge"] = None, False
     if not alive:
       self.say(f"{name}: diverged at every rate of {plan.lrs}; name lower ones")
       return tuned
-    metric = "accuracy" if data.is_task else "bits_per_byte"
-    arm["lr"] = better(alive, key=lambda run: run[metric])["lr"]
+    best = {"min": min, "max": max}[data.better]
+    arm["lr"] = best(alive, key=lambda run: run[data.metric])["lr"]
     arm["lr_at_edge"] = len(plan.lrs) > 1 and arm["lr"] in (
       min(plan.lrs),
       max(plan.lrs),
@@ -203,49 +206,52 @@ class Comparison:
 
   def several(self, name, cfg, data, programs, phase, jobs):
     """Runs of one arm, as many together as asked for; None if stopped."""
-    done = []
-    for i in range(0, len(jobs), self.together):
-      group = jobs[i : i + self.together]
-      ids = "_".join(f"seed{seed}-lr{lr:g}" for seed, lr in group)
-      path = self.path / "runs" / name / f"{phase}-{ids}"
-      file = path / "result.json"
-      if not file.exists():
-        found = self.train(name, cfg, data, programs, phase, group, path)
-        if found is None:
-          return None
-        workdir.replace(file, json.dumps(found))
-      done += self.finished(file, cfg)
-    return done
+    folder = self.path / "runs" / name
+    paths = {
+      (seed, lr): folder / f"{phase}-seed{seed}-lr{lr:g}" for seed, lr in jobs
+    }
+    missing = [job for job in jobs if not (paths[job] / RESULT).exists()]
+    for i in range(0, len(missing), self.together):
+      group = missing[i : i + self.together]
+      path = paths[group[0]]
+      if len(group) > 1:
+        same = hashlib.sha256(repr(group).encode()).hexdigest()[:16]
+        path = folder / f"{phase}-together-{same}"
+      found = self.train(name, cfg, data, programs, phase, group, path)
+      if found is None:
+        return None
+      for job, run in zip(group, found, strict=True):
+        with workdir.writing(paths[job]):
+          paths[job].mkdir(parents=True, exist_ok=True)
+        workdir.replace(paths[job] / RESULT, json.dumps(run))
+    return [self.finished(paths[job] / RESULT, cfg) for job in jobs]
 
   @staticmethod
-  def finished(file, cfg) -> list[dict]:
-    """The runs of a result.json.
+  def finished(file, cfg) -> dict:
+    """The run of a result.json.
 
     Raises:
-      ValueError: it is not whole, or they are of another config than this.
+      ValueError: it is not whole, or of another config than this.
     """
     try:
-      runs = json.loads(file.read_text(encoding="utf-8"))
-      configs = [workdir.flat(workdir.tuples(run["config"])) for run in runs]
-      if not configs:
-        raise ValueError("it is empty")
+      run = json.loads(file.read_text(encoding="utf-8"))
+      saved = workdir.flat(workdir.tuples(run["config"]))
     except (ValueError, TypeError, KeyError) as error:
       raise ValueError(
         f"{file} holds no whole run ({error!r}): delete it to train that again"
       ) from None
     given = workdir.flat(workdir.plain(cfg))
-    for saved in configs:
-      other = [
-        f"{k}: saved {saved.get(k)!r}, given {given.get(k)!r}"
-        for k in saved | given
-        if saved.get(k) != given.get(k) and k not in ("train.seed", "train.lr")
-      ]
-      if other:
-        raise ValueError(
-          f"{file} is of another config; name another --workdir, or delete it "
-          "to train it again:\n  " + "\n  ".join(other)
-        )
-    return runs
+    other = [
+      f"{k}: saved {saved.get(k)!r}, given {given.get(k)!r}"
+      for k in saved | given
+      if saved.get(k) != given.get(k) and k not in ("train.seed", "train.lr")
+    ]
+    if other:
+      raise ValueError(
+        f"{file} is of another config; name another --workdir, or delete it "
+        "to train it again:\n  " + "\n  ".join(other)
+      )
+    return run
 
   def train(self, name, cfg, data, programs, phase, group, path):
     """Trains one group and scores it; None if a signal stopped it."""
@@ -258,6 +264,7 @@ class Comparison:
       "arch": name,
       "phase": phase,
       "split": "valid" if phase == "tune" else "test",
+      "params": sizes.parameters(cfg),
       "tokens": self.plan.steps * self.plan.batch * self.plan.length,
       "config": workdir.plain(cfg),
     }
@@ -273,12 +280,9 @@ class Comparison:
       )
     except loop.Diverged as error:
       self.say(f"{name} {what} diverged: {error}")
-      return [
-        common
-        | {"seed": seed, "lr": lr, "diverged": True, "nats": None}
-        | self.timing(None)
-        for seed, lr in group
-      ]
+      lost = dict.fromkeys(("nats", data.metric)) | self.timing(None)
+      lost |= {"diverged": True, "curve": dict.fromkeys(CURVE, [])}
+      return [common | {"seed": seed, "lr": lr} | lost for seed, lr in group]
     if not result.done:
       return None
     scores = result.scores
@@ -292,14 +296,16 @@ class Comparison:
       own = "" if together is None else f"_{i}"
       lines = [line for line in result.curve if f"loss{own}" in line]
       curve = {
-        k: [line[k] for line in lines] for k in ("step", "tokens", "seconds")
+        k: [line[k + own if k == "loss" else k] for line in lines]
+        for k in CURVE
       }
-      curve["loss"] = [line[f"loss{own}"] for line in lines]
-      run = common | {"seed": seed, "lr": lr, "curve": curve}
-      run |= self.timing(result) | scores[i].metrics
-      run["diverged"] = not result.alive[i]
-      found.append(run)
       score = scores[i].metrics
+      # of a run that was alive, the last update may have been one too many
+      alive = result.alive[i] and all(map(math.isfinite, score.values()))
+      run = common | {"seed": seed, "lr": lr, "curve": curve}
+      run |= self.timing(result) | (score if alive else dict.fromkeys(score))
+      run["diverged"] = not alive
+      found.append(run)
       self.say(
         f"{name} {phase} seed {seed} lr {lr:g}: "
         + ", ".join(f"{k} {v:.4f}" for k, v in score.items())
@@ -337,10 +343,11 @@ class Comparison:
         ),
         "is_task": data.is_task,
       },
-      "metric": "accuracy" if data.is_task else "bits_per_byte",
+      "metric": data.metric,
       "length": self.plan.length,
       "batch": self.plan.batch,
       "optimizer": self.plan.optimizer,
+      "eval_bytes": self.plan.eval_bytes,
       "tokens": self.plan.steps * self.plan.batch * self.plan.length,
       "arms": arms,
       "runs": runs,

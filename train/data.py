@@ -164,6 +164,7 @@ class Text:
   """
 
   is_task = False
+  metric, better = "bits_per_byte", "min"
 
   def __init__(
     self,
@@ -342,6 +343,7 @@ class Task:
   """
 
   is_task = True
+  metric, better = "accuracy", "max"
 
   def __init__(self, name: str, fields: Mapping[str, Any]):
     self._task = tasks.get(name)

@@ -192,7 +192,6 @@ def run(
   """
   t = cfg.train
   step = step or Step(cfg)
-  score = "accuracy" if data.is_task else "bits_per_byte"
   if replicates is None:
     seed, lr = t.seed, t.lr
   else:
@@ -212,8 +211,8 @@ def run(
       Checkpoints(
         folder,
         t.keep,
-        metric=score,
-        better="max" if data.is_task else "min",
+        metric=data.metric,
+        better=data.better,
       )
     )
     # nothing refuses this config any more: now the folder is its
@@ -286,7 +285,7 @@ def run(
         )
       else:
         add(n, **{k: [f[k] for f in found] for k in found[0]})
-      return {score: found[0][score]}
+      return {data.metric: found[0][data.metric]}
 
     compile_seconds, behind = 0.0, None
     n = start

@@ -6,15 +6,16 @@ workdirs.
 """
 
 import csv
+import io
 import json
 import math
-import os
 import textwrap
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from train import workdir
 from train.report import data, figures, page
 from train.report.data import merge, rows
 
@@ -90,24 +91,15 @@ def write(conditions, folder) -> dict[str, Path]:
   }
   if len(conditions) == 1:
     files["comparison.svg"] = picture(conditions[0])
+  files["results.csv"] = _csv(conditions)
   for name, content in files.items():
-    _replace(folder / name, lambda f, content=content: f.write(content))
-  _replace(folder / "results.csv", lambda f: _csv(conditions, f))
-  names = (*files, "results.csv")
-  return {name: folder / name for name in names}
+    workdir.replace(folder / name, content)
+  return {name: folder / name for name in files}
 
 
 def _listed(conditions):
   listed = [conditions] if isinstance(conditions, dict) else list(conditions)
   return [data.check(results) for results in listed]
-
-
-def _replace(path, write_to):
-  """A reader, or a full disk, meets the old file or the new one."""
-  part = path.with_name(path.name + ".part")
-  with part.open("w", encoding="utf-8", newline="") as f:
-    write_to(f)
-  os.replace(part, path)
 
 
 def plain(value):
@@ -152,9 +144,10 @@ ARM_COLUMNS = (
 )  # fmt: skip
 
 
-def _csv(conditions, f):
+def _csv(conditions) -> str:
   """A line a run, with its arm's costs and rank beside it."""
-  table = csv.writer(f)
+  text = io.StringIO()
+  table = csv.writer(text, lineterminator="\n")
   table.writerow(("condition", "metric", "score", *RUN_COLUMNS, *ARM_COLUMNS))
   for i, results in enumerate(conditions):
     arms = {row["arch"]: row for row in rows(results)}
@@ -164,9 +157,15 @@ def _csv(conditions, f):
         + [run[column] for column in RUN_COLUMNS]
         + [arms[run["arch"]][column] for column in ARM_COLUMNS]
       )
+  return text.getvalue()
 
 
 COLUMNS, NAME = 120, 20  # widest line, widest arm
+
+
+def _short(name: str) -> str:
+  """Both ends of a long name: variants of a config differ in the last."""
+  return name if len(name) <= NAME else f"{name[:7]}…{name[8 - NAME :]}"
 
 
 def leaderboard(conditions) -> str:
@@ -195,12 +194,11 @@ def _leaderboard(results) -> str:
     ),
   ]  # fmt: skip
   for row in table:
-    name = row["arch"]
     score = data.plus_minus(row["score"], row["interval"], places)
     lines.append(
       (
         "–" if row["rank"] is None else str(row["rank"]),
-        name if len(name) <= NAME else name[: NAME - 1] + "…",
+        _short(row["arch"]),
         score + ("†" if row["diverged"] else ""),
         data.plus_minus(row["nats"], None, 3),
         fixed(row["params"]),

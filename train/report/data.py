@@ -3,15 +3,15 @@
 `results`, the dict that launch.compare writes and everything here reads:
   format (1), created, command, versions, machine
   data: name, hash, note, tokenizer, is_task
-  metric: "bits_per_byte" or "accuracy"; length, batch, optimizer; tokens: of
-    one run
+  metric: "bits_per_byte" or "accuracy"; length, batch, optimizer; eval_bytes:
+    of the slices that are scored; tokens: of one run
   arms: {name: params, params_embedding, sizes, flops_per_token (forward, at
     `length`), decode_flops and state_bytes ({"1024": , "65536": }), lr,
     lr_at_edge}
   runs: [arch, seed, lr, phase ("tune" or "final"), split, the metric, nats (a
     target), params, tokens, seconds, tokens_per_second, compile_seconds,
     diverged, curve {step, tokens, seconds, loss (nats a target)}, config]
-A diverged run's scores are None. ValueErrors name what does not fit.
+A diverged run has None for its scores. ValueErrors name what does not fit.
 """
 
 import math
@@ -24,7 +24,7 @@ from train import statistics
 
 FORMAT = 1
 FIRST_LOOK = 5  # tokens a parameter below which a ranking may still turn
-ALIKE = ("metric", "tokens", "length", "batch", "optimizer")
+ALIKE = ("metric", "tokens", "length", "batch", "optimizer", "eval_bytes")
 KEYS = (
   *("created", "command", "versions", "machine", "data", "arms", "runs"),
   *ALIKE,
@@ -81,7 +81,7 @@ def check(results):
 
 def score(results, run) -> float | None:
   """A run's score; None where it diverged."""
-  value = run.get(results["metric"])
+  value = run[results["metric"]]
   if run["diverged"] or value is None or not math.isfinite(value):
     return None
   return float(value)
@@ -101,7 +101,8 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
   What was trained and scored alike (data hash and all of ALIKE) becomes one
   comparison; the rest stay apart and are never ranked together. An arm that
   several workdirs have takes "@" and the workdir's name as a suffix. `sources`
-  of each dict keeps when, how and where each workdir was made.
+  of each dict keeps when, how and where each workdir was made; results that
+  were merged may be merged again.
   """
   counts = {}
   for results in named.values():
@@ -115,16 +116,25 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
     joined = conditions.setdefault(
       key, kept | {"arms": {}, "runs": [], "sources": []}
     )
+    joined["data"] = joined["data"] | {
+      k: _both(joined["data"][k], results["data"][k], separator)
+      for k, separator in (("note", "; "), ("tokenizer", ", "))
+    }
     rename = {a: f"{a}@{name}" if counts[a] > 1 else a for a in results["arms"]}
     joined["arms"] |= {rename[a]: arm for a, arm in results["arms"].items()}
     joined["runs"] += [
       run | {"arch": rename[run["arch"]]} for run in results["runs"]
     ]
-    joined["sources"].append(
-      {"name": name}
-      | {k: results[k] for k in ("created", "command", "versions", "machine")}
-    )
+    made = ("created", "command", "versions", "machine")
+    own = [{"name": name} | {k: results[k] for k in made}]
+    joined["sources"] += results.get("sources", own)
   return list(conditions.values())
+
+
+def _both(a: str, b: str, separator: str) -> str:
+  """Two lists written as text, as one without repetition."""
+  parts = [p for text in (a, b) for p in text.split(separator) if p]
+  return separator.join(dict.fromkeys(parts))
 
 
 def mismatch(conditions) -> str:
@@ -209,12 +219,14 @@ def curve(results, arm) -> dict[str, np.ndarray] | None:
   """
   lines = []
   for run in runs_of(results, arm, "final"):
+    if score(results, run) is None:
+      continue
     tokens, seconds, loss = (
       np.asarray(run["curve"][key], np.float64)
       for key in ("tokens", "seconds", "loss")
     )
     good = np.isfinite(loss)  # a step that the guard undid left a hole
-    if score(results, run) is None or not good.any():
+    if not good.any():
       continue
     if results["metric"] == "bits_per_byte":
       loss = loss * run["bits_per_byte"] / run["nats"]
