@@ -397,7 +397,7 @@ def test_a_byte_level_tokenizer_comes_along(folders, tmp_path):
   assert f"{learnt.vocab} symbols, the model {V}" in found["tokenizer"]
   assert not (tmp_path / "run" / "tokenizer.json").exists()
 
-  theirs = noisy(module("gpt2").model(vocab_size=learnt.vocab))
+  theirs = noisy(module("gpt2").model(vocab_size=learnt.vocab + 3))
   theirs.save_pretrained(tmp_path / "fits")
   learnt.save(tmp_path / "fits" / "tokenizer.json")
   found = into(tmp_path / "fits", tmp_path / "whole")

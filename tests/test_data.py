@@ -336,30 +336,6 @@ def test_bpe_is_exact(loaded, tmp_path):
   np.testing.assert_array_equal(again.encode(odd), bpe.encode(odd))
 
 
-def test_bytes_tokenizer(tmp_path):
-  every = bytes(range(256))
-  tokenizer.Bytes().save(tmp_path / "tokenizer.json")
-  again = tokenizer.load(tmp_path / "tokenizer.json")
-  assert isinstance(again, tokenizer.Bytes)
-  assert again.decode(again.encode(every)) == every
-
-
-def test_bpe_takes_long_text_in_pieces(monkeypatch):
-  """Pieces encode as the whole does, line feeds and indents included."""
-  text = b"x = 1\n\n\n  a\n\n\tb\n \nc\n\nd\n" * 20
-  bpe = tokenizer.BPE.train([text], 290)
-  ids = bpe.encode(text)
-  assert any(b"\n\n" in piece for piece in bpe.pieces)
-  monkeypatch.setattr(tokenizer, "PIECE", 1)
-  monkeypatch.setattr(tokenizer, "BATCH", 5)
-  assert len(list(tokenizer._cut(text.decode()))) > 30
-  np.testing.assert_array_equal(bpe.encode(text), ids)
-  split = corpus.Split.of([text, text[:50], b"\n\n"])
-  ids, first = bpe.encode_all(split)
-  parts = np.split(ids, np.flatnonzero(first))[1:]
-  assert [*map(bpe.decode, parts)] == [text, text[:50], b"\n\n"]
-
-
 def test_bpe_is_cached(tmp_path):
   fields = {"name": folder(tmp_path / "a"), "tokenizer": "bpe", "vocab": 280}
   said = []

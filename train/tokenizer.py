@@ -23,6 +23,10 @@ FILE = "tokenizer.json"  # in a run's workdir
 # The BPE takes BATCH pieces of about PIECE characters at once: it needs some
 # 200 bytes of memory a character.
 PIECE, BATCH = 1 << 13, 256
+# Where a text may be cut without changing a symbol. GPT-2's split into words
+# never joins a line feed that is followed by no white space to what precedes
+# it; those of later models join it to punctuation.
+SEAM, NARROW_SEAM = r"\n(?=\S)", r"(?<=[^\W_])\n(?=\S)"
 
 
 class Bytes:
@@ -40,24 +44,48 @@ class Bytes:
     return bytes(map(int, ids))
 
   def save(self, path: pathlib.Path):
-    pathlib.Path(path).write_text(json.dumps({"model": {"type": "bytes"}}))
+    _save(path, json.dumps({"model": {"type": "bytes"}}))
 
 
 class BPE:
-  """A byte-level BPE of the `tokenizers` library, from that library's JSON."""
+  """A byte-level BPE of the `tokenizers` library, from that library's JSON.
 
-  dtype = np.uint16
+  Symbols that stand for a text of their own, such as <|endoftext|>, are read
+  where that text stands and never added. A normaliser to Unicode's NFC is left
+  out: it would change the text whose bytes are counted.
 
-  def __init__(self, text: str):
+  Args:
+    text: the JSON.
+    size: pads the vocabulary to so many symbols; those beyond its own, and ids
+      that it leaves out, spell nothing.
+
+  Raises:
+    ValueError: it is of another kind, or not exact.
+  """
+
+  def __init__(self, text: str, size: int = 0):
     import tokenizers
 
+    spec = json.loads(text)
+    _check(spec)
     self.text = text
-    self.bpe = tokenizers.Tokenizer.from_str(text)
+    self.bpe = tokenizers.Tokenizer.from_str(
+      json.dumps(spec | {"normalizer": None})
+    )
+    own = {token["id"]: token["content"] for token in spec["added_tokens"]}
     letters = _letters()
-    self.pieces = [
-      bytes(letters[c] for c in self.bpe.id_to_token(i))
-      for i in range(self.bpe.get_vocab_size())
-    ]
+    ids = self.bpe.get_vocab()
+    self.pieces = [b""] * max(size, 1 + max(ids.values()))
+    for token, i in ids.items():
+      if i in own:
+        self.pieces[i] = own[i].encode()
+      elif letters.keys() >= set(token):
+        self.pieces[i] = bytes(letters[c] for c in token)
+      else:
+        raise ValueError(f"its symbol {token!r} is not spelt in bytes")
+    self.dtype = np.min_scalar_type(len(self.pieces) - 1)
+    plain = spec["pre_tokenizer"]["type"] == "ByteLevel"
+    self.seam = re.compile(SEAM if plain else NARROW_SEAM)
 
   @classmethod
   def train(cls, documents: Iterable[bytes], vocab: int) -> "BPE":
@@ -72,7 +100,8 @@ class BPE:
       show_progress=False,
       initial_alphabet=sorted(_letters()),
     )
-    texts = (piece for d in documents for piece in _cut(_text(d)))
+    seam = re.compile(SEAM)
+    texts = (piece for d in documents for piece in _cut(_text(d), seam))
     # in a thread: a signal is not heard in a call of minutes
     with concurrent.futures.ThreadPoolExecutor(1) as one:
       one.submit(bpe.train_from_iterator, texts, trainer).result()
@@ -94,11 +123,13 @@ class BPE:
     pieces = (
       (piece, i == 0)
       for document in split.documents()
-      for i, piece in enumerate(_cut(_text(document)))
+      for i, piece in enumerate(_cut(_text(document), self.seam))
     )
     ids, first = [np.zeros(0, self.dtype)], [np.zeros(0, bool)]
     while batch := list(itertools.islice(pieces, BATCH)):
-      found = self.bpe.encode_batch_fast([piece for piece, _ in batch])
+      found = self.bpe.encode_batch_fast(
+        [piece for piece, _ in batch], add_special_tokens=False
+      )
       for encoding, (_, begins) in zip(found, batch, strict=True):
         ids.append(np.array(encoding.ids, self.dtype))
         first.append((np.arange(len(encoding.ids)) == 0) & begins)
@@ -108,14 +139,42 @@ class BPE:
     return b"".join(self.pieces[i] for i in ids)
 
   def save(self, path: pathlib.Path):
-    pathlib.Path(path).write_text(self.text, encoding="utf-8")
+    _save(path, self.text)
 
 
-def load(path: pathlib.Path) -> Bytes | BPE:
-  """What `save` wrote."""
+def _save(path, text: str):
+  """A run that goes on leaves the file as it is."""
+  path = pathlib.Path(path)
+  if not path.exists() or path.read_text(encoding="utf-8") != text:
+    workdir.replace(path, text)
+
+
+def load(path: pathlib.Path, size: int = 0) -> Bytes | BPE:
+  """What `save` wrote; a BPE padded to so many symbols."""
   text = pathlib.Path(path).read_text(encoding="utf-8")
   kind = json.loads(text)["model"]["type"]
-  return Bytes() if kind == "bytes" else BPE(text)
+  return Bytes() if kind == "bytes" else BPE(text, size)
+
+
+def _check(spec):
+  """ValueError unless a tokenizer's JSON is of an exact byte-level BPE."""
+
+  def parts(name, inner):
+    one = spec[name]
+    return (one or {}).get(inner, [one] if one else [])
+
+  kind = spec["model"]["type"]
+  if kind != "BPE":
+    raise ValueError(f"it is a {kind}, no BPE")
+  for part in parts("normalizer", "normalizers"):
+    if part["type"] != "NFC":
+      raise ValueError(f"its normaliser {part['type']} changes the text")
+  splits = parts("pre_tokenizer", "pretokenizers")
+  levels = [part for part in splits if part["type"] == "ByteLevel"]
+  if not levels:
+    raise ValueError("it splits text without the step ByteLevel")
+  if any(level["add_prefix_space"] for level in levels):
+    raise ValueError("it adds a space before a text")
 
 
 def of_run(run) -> Bytes | BPE:
@@ -124,13 +183,13 @@ def of_run(run) -> Bytes | BPE:
   Raises:
     ValueError: the run has none: it is no run, or one on a task.
   """
-  workdir.of_run(run)  # or says what else it is
+  size = workdir.of_run(run)["model"]["vocab"]["size"]
   path = pathlib.Path(run) / FILE
   if not path.exists():
     raise ValueError(
       f"no {path}: {run} is no run on text (a task has no tokeniser)"
     )
-  return load(path)
+  return load(path, size)
 
 
 def _text(text: bytes) -> str:
@@ -143,15 +202,11 @@ def _text(text: bytes) -> str:
     ) from error
 
 
-def _cut(text: str) -> Iterator[str]:
-  """Pieces of about PIECE characters that encode as the whole would.
-
-  The split into words never joins a line feed that is followed by no white
-  space to what precedes it, so a cut there changes no symbol.
-  """
-  start, line = 0, re.compile(r"\n(?=\S)")
+def _cut(text: str, seam: re.Pattern) -> Iterator[str]:
+  """Pieces of about PIECE characters that encode as the whole would."""
+  start = 0
   while start < len(text):
-    found = line.search(text, start + PIECE)
+    found = seam.search(text, start + PIECE)
     end = found.start() if found else len(text)
     yield text[start:end]
     start = end

@@ -198,15 +198,16 @@ def into(path, run, cfg) -> dict:
 
 
 def own_tokenizer(path, size: int):
-  """The folder's tokeniser if it is a byte-level BPE of so many symbols."""
+  """The folder's tokeniser if it is a byte-level BPE of so many symbols, or of
+  fewer, with rows of the model to spare."""
   file = Path(path) / tokenizer.FILE
   if not file.exists():
     return None, f"none: there is no {tokenizer.FILE}"
   try:
     words = tokenizer.load(file)
-  except (KeyError, ValueError) as e:
-    return None, f"none: {file} is no byte-level BPE ({e})"
-  if words.vocab != size:
+  except (KeyError, TypeError, ValueError) as e:
+    return None, f"none: {file} is no exact byte-level BPE ({e})"
+  if words.vocab > size:
     return None, f"none: {file} has {words.vocab} symbols, the model {size}"
   return words, str(file)
 
