@@ -1,4 +1,5 @@
-"""Bits per byte over a whole split, the state carried from end to end.
+"""Bits per byte over a whole split, the state carried from end to end (with
+learned positions, in windows of as many).
 
 python -m launch.evaluate --workdir=runs/mamba2 [--data=stdlib] [--split=test]
   [--context=4096] [--chunk=1024]
@@ -23,7 +24,7 @@ def main(argv):
   command.no_more(argv)
   from train import evaluate
 
-  score, data = evaluate.whole(
+  score, data, window = evaluate.whole(
     WORKDIR.value,
     data=DATA.value,
     split=SPLIT.value,
@@ -32,9 +33,10 @@ def main(argv):
     which=WHICH.value,
   )
   numbers = ", ".join(f"{k} {v:.4f}" for k, v in score.metrics.items())
+  alone = f", in windows of {window:,} tokens" if window else ""
   command.say(
     f"{WORKDIR.value} on {data.name} {SPLIT.value}: {numbers} over "
-    f"{score.bytes:,} bytes"
+    f"{score.bytes:,} bytes{alone}"
   )
   if data.note:
     command.say(f"note: {data.note}")

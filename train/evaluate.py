@@ -95,11 +95,12 @@ def whole(
   context: int | None = None,
   chunk: int = 1024,
   which: str = "best",
-) -> tuple[Score, data_lib.Text]:
+) -> tuple[Score, data_lib.Text, int | None]:
   """Scores a whole split as one stream, each byte once.
 
   Recurrences carry their state from call to call, attention its ring; a reset
-  at each document's first token forgets both.
+  at each document's first token forgets both. A model with learned positions
+  has no more than those: it is scored in windows, each with a fresh state.
 
   Args:
     run: a trained run's workdir.
@@ -108,7 +109,7 @@ def whole(
     chunk: tokens a call.
 
   Returns:
-    The score, and the data that it is of.
+    The score, the data that it is of, and the tokens of a window, or None.
   """
   for name, value in (("context", context), ("chunk", chunk)):
     if value is not None and value < 1:
@@ -127,9 +128,12 @@ def whole(
     x, state, _ = model.features(batch["tokens"], batch["reset"], state)
     return sums(model, x, batch), state
 
-  state, total = lm.fresh(graph, weights, 1, context), np.zeros(3)
-  parts = text.windows(split, chunk, batch=1)
+  window = cfg["model"].get("positions") or None
+  state, total = None, np.zeros(3)
+  parts = text.windows(split, window or chunk, batch=1)
   for part in progress.bar(parts, f"{text.name} {split}", unit="chunk"):
+    if window or state is None:
+      state = lm.fresh(graph, weights, 1, context)
     found, state = add(weights, state, part)
     total += np.asarray(found, np.float64)
-  return Score(*total.tolist(), parts.bytes), text
+  return Score(*total.tolist(), parts.bytes), text, window

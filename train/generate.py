@@ -44,8 +44,11 @@ def stream(
 ) -> Iterator[bytes]:
   """Yields what follows the prompt in a new document, piece by piece.
 
+  It ends before `size` bytes where a model's learned positions do.
+
   Raises:
-    ValueError: no such run, or one that was trained on a task.
+    ValueError: no such run, one that was trained on a task, or a prompt longer
+      than the model's learned positions.
   """
   if not 0 <= temperature < math.inf:
     raise ValueError(f"--temperature={temperature} must be 0 or a number above")
@@ -54,6 +57,8 @@ def stream(
   tokens = tokenizer.of_run(workdir)
   model = checkpoint.load_model(workdir, which)
   graph, weights = lm.split(model)
+  blank = jnp.asarray(tokens.blank, jnp.int32)
+  known = math.inf if model.positions is None else len(model.positions[...])
 
   @functools.partial(jax.jit, donate_argnums=1)
   def run(weights, state, text, reset):
@@ -63,6 +68,7 @@ def stream(
   @jax.jit
   def draw(logits, step):
     key = jax.random.fold_in(jax.random.key(seed), step)
+    logits = logits.at[..., blank].set(-jnp.inf)
     return sample(logits, key, temperature, top_p)
 
   start = tokens.vocab
@@ -72,12 +78,17 @@ def stream(
   logits, state = run(weights, state, text[None], reset[None])
   written = step = 0
   later = jnp.zeros((1, 1), bool)
-  while written < size:
+  while True:
     symbol = draw(logits, step)
     piece = tokens.decode([int(symbol[0])])
     yield piece
     written += len(piece)
     step += 1
+    if len(text) + step > known:
+      checkpoint.say(f"the model's {known} learned positions are full")
+      return
+    if written >= size:
+      return
     logits, state = run(
       weights, state, symbol[:, None].astype(jnp.int32), later
     )

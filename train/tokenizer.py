@@ -33,6 +33,7 @@ class Bytes:
   """A symbol a byte."""
 
   vocab = 256
+  blank = ()
 
   def encode(self, text: bytes) -> np.ndarray:
     return np.frombuffer(text, np.uint8)
@@ -110,6 +111,11 @@ class BPE:
   @property
   def vocab(self) -> int:
     return len(self.pieces)
+
+  @property
+  def blank(self) -> list[int]:
+    """Symbols that spell nothing."""
+    return [i for i, piece in enumerate(self.pieces) if not piece]
 
   @property
   def hash(self) -> str:
