@@ -67,7 +67,10 @@ def check_config(argv):
       f"unknown architecture {Path(path).stem!r}: there is no {path}; "
       f"{closest(Path(path).stem, configs.names())}"
     )
-  cfg = runpy.run_path(path)["get_config"](*filter(None, [size]))
+  found = runpy.run_path(path)
+  if "get_config" not in found:
+    raise ValueError(f"{path} has no get_config, as a config has")
+  cfg = found["get_config"](*filter(None, [size]))
   known = {f"config.{name}" for name in flat(cfg.to_dict())}
   for word in argv[1:]:
     name = word.lstrip("-").partition("=")[0]

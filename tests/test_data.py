@@ -234,9 +234,13 @@ def test_packed_files(tmp_path, pack, ending):
   assert data.load({"name": plain.name}).hash == plain.hash
   file = tmp_path / "three" / f"train.txt{ending}"
   assert data.load({"name": f"text:{file}"}).bytes_of("train") > 0
-  file.write_bytes(file.read_bytes()[:-9])
-  with pytest.raises(ValueError, match=f"train.txt{ending} cannot be unpacked"):
-    data.load({"name": plain.name})
+  packed = file.read_bytes()
+  for damaged in (packed[:-9], packed[:40] + b"\xff" * 40 + packed[80:]):
+    file.write_bytes(damaged)
+    with pytest.raises(
+      ValueError, match=f"train.txt{ending} cannot be unpacked"
+    ):
+      data.load({"name": f"text:{file}"})
 
 
 def test_hash_is_of_the_text(tmp_path):

@@ -181,6 +181,8 @@ def test_the_wrong_number_of_symbols_is_refused(text):
     ({"batch": 3, "accumulate": 2}, "accumulate=2 must divide train.batch=3"),
     ({"lr": -1e-3}, "train.lr=-0.001 must be positive and finite"),
     ({"lr": float("nan")}, "train.lr=nan must be"),
+    ({"clip": -1.0}, "train.clip=-1.0 must be 0 or a number above"),
+    ({"seed": -1}, "train.seed=-1 must be from 0"),
   ],
 )
 def test_a_run_that_cannot_be_is_refused(text, fields, error):

@@ -23,6 +23,7 @@ import pathlib
 import shutil
 import tempfile
 import textwrap
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -207,7 +208,7 @@ def _read(path: pathlib.Path) -> bytes | None:
       try:
         with OPEN.get(file.suffix, open)(file, "rb") as stream:
           return stream.read()
-      except (gzip.BadGzipFile, lzma.LZMAError, EOFError) as error:
+      except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
         raise ValueError(f"{file} cannot be unpacked: {error}") from error
   return None
 

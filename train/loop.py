@@ -80,6 +80,11 @@ def resolve(cfg, data) -> ml_collections.ConfigDict:
     )
   if not 0 < t.lr < math.inf:
     raise ValueError(f"train.lr={t.lr} must be positive and finite")
+  for name in ("clip", "decay", "warmup"):
+    if not 0 <= t[name] < math.inf:
+      raise ValueError(f"train.{name}={t[name]} must be 0 or a number above")
+  if not 0 <= t.seed < 2**32:
+    raise ValueError(f"train.seed={t.seed} must be from 0 to 2**32 - 1")
   if data.is_task and t.length != data.length:
     raise ValueError(
       f"{data.name} makes sequences of {data.length}, and train.length is "

@@ -167,7 +167,7 @@ def into(path, run, cfg) -> dict:
   found = every_rule(hf, module, model)
   expected = backwards(found, empty)
   check(path, expected, folder.tensors, module.ignored(hf))
-  if (Path(run) / CONFIG).exists():
+  if workdir.holds(run):
     raise ValueError(f"{run} holds a run already: name another --workdir")
   words, why = own_tokenizer(path, cfg.model.vocab.size)
   source = {
@@ -182,14 +182,17 @@ def into(path, run, cfg) -> dict:
     name: unflatten_dict({path: made[path] for path in flatten_dict(kind)})
     for name, kind in zip(("params", "buffers"), kinds, strict=True)
   }
+  if words is not None:
+    cfg.data.tokenizer = "bpe"
   with workdir.Workdir(run) as held:
-    with Checkpoints(held) as checkpoints:
-      checkpoints.save(0, state)
+    held.record(cfg)
+    (Path(run) / tokenizer.FILE).unlink(missing_ok=True)
     if words is not None:
-      cfg.data.tokenizer = "bpe"
       words.save(Path(run) / tokenizer.FILE)
     workdir.replace(Path(run) / SOURCE, json.dumps(source, indent=2))
-    held.record(cfg)
+    # last: with a checkpoint the folder is a run's
+    with Checkpoints(held) as checkpoints:
+      checkpoints.save(0, state)
   return {
     "type": folder.hf["model_type"],
     "params": sum(p.size for p in flatten_dict(kinds[0]).values()),
@@ -220,6 +223,7 @@ def out_of(run, path, which: str = "best") -> int:
   Returns:
     How many tensors were written.
   """
+  from safetensors import SafetensorError
   from safetensors.numpy import save_file
 
   file, path = Path(run) / SOURCE, Path(path)
@@ -241,7 +245,10 @@ def out_of(run, path, which: str = "best") -> int:
       array = np.ascontiguousarray(array.astype(np.dtype(dtype)))
       shards.setdefault(shard, {})[name] = array
     for shard, part in shards.items():
-      save_file(part, path / shard, metadata={"format": "pt"})
+      try:
+        save_file(part, path / shard, metadata={"format": "pt"})
+      except SafetensorError as e:  # of a full disk, too
+        raise workdir.unwritable(path / shard, None, str(e)) from e
     if len(shards) > 1:
       index = {
         "metadata": {"total_size": sum(a.nbytes for a in tensors.values())},
