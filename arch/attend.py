@@ -4,8 +4,7 @@
   over the keys s with first_t <= s <= P + t
 
 c, the level, is 0 unless it is given: a sum of log forget gates (Lin et al.
-2025, https://arxiv.org/abs/2503.02130, sec. 3), or a slope times the position
-(Press et al. 2021, https://arxiv.org/abs/2108.12409, sec. 3).
+2025, https://arxiv.org/abs/2503.02130, sec. 3).
 
 Of S = P + T keys the last T belong to the T queries, so that query t is at key
 P + t. A tile is n keys by m queries, and one scan visits the tiles that hold a
@@ -13,8 +12,8 @@ visible key, row by row: T x T never exists, neither forward nor backward, time
 is linear in T under a window, and compilation does not grow with T. Softmax
 runs online in float32 (Milakov and Gimelshein 2018,
 https://arxiv.org/abs/1805.02867, alg. 3); the backward pass makes the tiles
-again from the log of the normaliser (Dao et al. 2022,
-https://arxiv.org/abs/2205.14135, alg. 4).
+again from the log of the normaliser (Dao 2023, FlashAttention-2,
+https://arxiv.org/abs/2307.08691, alg. 2).
 
 Tiles are held keys first. Then softmax runs along rows, and every product is
 [.., m, k] x [.., k, n]: XLA's other batched products are slow on a CPU.

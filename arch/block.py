@@ -173,8 +173,19 @@ class Once(nnx.Module):
   def __init__(self, places, cfg, *, rngs):
     for name in sorted({name for place in places for name in place.mixers}):
       module = find("mixers", name)
-      if hasattr(module, "Shared"):
-        setattr(self, name, module.Shared(cfg.mixer(name), rngs=rngs))
+      if not hasattr(module, "Shared"):
+        continue
+      first, *others = (
+        mixer_config(place, cfg, name)
+        for place in places
+        if name in place.mixers
+      )
+      if any(other != first for other in others):
+        raise ValueError(
+          f"places of {name}, which share a module, have different fields: "
+          f"write them below mixers.{name}"
+        )
+      setattr(self, name, module.Shared(first, rngs=rngs))
 
 
 class Stack(nnx.Module):

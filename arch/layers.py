@@ -28,7 +28,8 @@ class Vector(nnx.Param):
 
 
 class Gate(nnx.Param):
-  """Sets a decay, a step size or a skip: never decayed towards zero."""
+  """Sets a decay, a step size, a skip or a mixture, or is a map to one: never
+  decayed towards zero."""
 
 
 class Buffer(nnx.Variable):
@@ -127,10 +128,19 @@ def product(formula, x, y, precision=None):
 
 
 def fan_in(scale: float = 1.0):
-  """Normal with standard deviation scale / sqrt(d_in), cut at two of them."""
+  """Normal with standard deviation scale / sqrt(d_in), cut at 2.27 of them."""
   return nnx.initializers.variance_scaling(
     scale**2, "fan_in", "truncated_normal"
   )
+
+
+def uniform(bound: float):
+  """Uniform in +-bound: of 1 / sqrt(d_in), a torch.nn.Linear's bias."""
+
+  def init(key, shape, dtype=jnp.float32):
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+  return init
 
 
 def uniform_fan_in(scale: float = 1.0):
@@ -162,13 +172,22 @@ def columns(*parts):
 
 
 class Linear(nnx.Module):
-  """y = x W (+ b), W: d_in x d_out, in the compute dtype."""
+  """y = x W (+ b), W: d_in x d_out, in the compute dtype.
 
-  def __init__(self, d_in, d_out, *, dtype, rngs, init=None, bias=False):
+  Starts from `init` and, with `bias`, from 0 or from what that is. `role`: of
+  W.
+  """
+
+  def __init__(
+    self, d_in, d_out, *, dtype, rngs, init=None, bias=False, role=Matrix
+  ):
     self.dtype = jnp.dtype(dtype)
     init = init or fan_in()
-    self.weight = Matrix(init(rngs.params(), (d_in, d_out), jnp.float32))
-    self.bias = Vector(jnp.zeros(d_out)) if bias else None
+    self.weight = role(init(rngs.params(), (d_in, d_out), jnp.float32))
+    start = jnp.zeros(d_out)
+    if callable(bias):
+      start = bias(rngs.params(), (d_out,))
+    self.bias = Vector(start) if bias else None
 
   def __call__(self, x):
     # of two axes: a batched product costs XLA half as much again on a CPU
@@ -277,21 +296,18 @@ class ShortConv(nnx.Module):
   """Depthwise causal convolution y_t = sum_j w_j x_{t-W+1+j} (+ b).
 
   Never reaches across a document's first token. Starts as torch.nn.Conv1d
-  does, uniform in +-1 / sqrt(W). The state is the last W - 1 inputs, zero
-  where they belong to an earlier document.
+  does, both uniform in +-1 / sqrt(W), or w as `init` has it, W D, and b at 0.
+  The state is the last W - 1 inputs, zero where they belong to an earlier
+  document.
   """
 
-  def __init__(self, dim, width, *, dtype, rngs, bias=True):
+  def __init__(self, dim, width, *, dtype, rngs, init=None, bias=True):
     self.dim, self.width, self.dtype = dim, width, jnp.dtype(dtype)
-    bound = 1 / math.sqrt(width)
-
-    def draw(*shape):
-      return Vector(
-        jax.random.uniform(rngs.params(), shape, minval=-bound, maxval=bound)
-      )
-
-    self.weight = draw(width, dim)
-    self.bias = draw(dim) if bias else None
+    start = init or uniform(1 / math.sqrt(width))
+    self.weight = Vector(start(rngs.params(), (width, dim), jnp.float32))
+    if bias:
+      b = jnp.zeros(dim) if init else start(rngs.params(), (dim,), jnp.float32)
+    self.bias = Vector(b) if bias else None
 
   def init_state(self, batch):
     return jnp.zeros((batch, self.width - 1, self.dim), self.dtype)

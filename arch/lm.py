@@ -21,6 +21,7 @@ from flax.traverse_util import unflatten_dict
 from arch import pattern
 from arch.block import Block, Once, stacked
 from arch.layers import NORMS, ROLES, Buffer, Embedding, closest
+from arch.recurrence import chunks
 from arch.registry import configure, find
 
 # A stack of at most this many blocks is unrolled on a CPU, which saves the
@@ -229,12 +230,8 @@ class LM(nnx.Module):
         f"{T} tokens at once, but the model has {known} learned positions: "
         "shorten the context"
       )
-    t = jnp.arange(T)[None]
     before = jnp.zeros(B, jnp.int32) if state is None else state["position"]
-    first = jnp.broadcast_to(-before[:, None], (B, T))  # 0: this call's first
-    if reset is not None:
-      first = jax.lax.cummax(jnp.where(reset, t, first), 1)
-    at = t - first
+    at = chunks.positions(reset, before, T)
     return at, at[:, -1] + 1
 
   def mix(self, x, reset=None, state=None, *, key=None):

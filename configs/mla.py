@@ -20,7 +20,12 @@ def get_config(size="small"):
     c.model.dim, c.model.depth = 2048, 27
     c.model.pattern = ("mla",) + ("mla+experts",) * 26
     c.model.channels.experts = dict(
-      experts=64, top=6, width=1408, shared=2816, score="softmax"
+      experts=64,
+      top=6,
+      width=1408,
+      shared=2816,
+      score="softmax",
+      normalised=False,
     )
     c.model.vocab = dict(name="full", size=102_400, tied=False)
     c.published = 15_706_484_224

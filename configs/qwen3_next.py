@@ -22,6 +22,7 @@ def get_config(size="small"):
     heads={"tiny": 4, "small": 4, "full": 32}[size],
     key_heads={"tiny": 2, "small": 2, "full": 16}[size],
     expand=1,
+    eps=1e-6,
   )
   c.model.mixers.attention = dict(
     head={"tiny": 8, "small": 32, "full": 256}[size],

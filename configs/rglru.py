@@ -1,4 +1,4 @@
-"""Griffin's recurrent block alone, with SwiGLU (Hawk)."""
+"""Griffin's recurrent block alone, with SwiGLU (Hawk, but for its GeGLU)."""
 
 from configs import base_config
 

@@ -9,10 +9,11 @@ by `launch.architectures --measure` (time and memory at 2,048 tokens):
    "mixers": {NAME: {SECTION: {"hash", "date", "versions", "found"}}},
    "channels": ...}
 
-A section whose hash is not that of the mixer's file is stale, a mixer without
-one is unverified in it.
+A section whose hash is not that of the mixer's file, and of what it imports
+from arch, is stale; a mixer without one is unverified in it.
 """
 
+import ast
 import datetime
 import hashlib
 import importlib.util
@@ -42,9 +43,35 @@ RECURRENCES = [m.name for m in pkgutil.iter_modules(recurrences.__path__)]
 
 
 def digest(kind: str, name: str) -> str:
-  """Of the mixer's file, as a section keeps it."""
-  text = (ROOT / "arch" / kind / f"{name}.py").read_bytes()
+  """Of the mixer's code, as a section keeps it."""
+  files = sorted(sources(f"arch.{kind}.{name}"))
+  text = b"".join((ROOT / file).read_bytes() for file in files)
   return hashlib.sha256(text).hexdigest()[:16]
+
+
+def sources(module: str) -> set[str]:
+  """The file of a module of arch, and of what it imports from arch, and so on.
+
+  Paths from ROOT.
+  """
+  found, left = set(), [module]
+  while left:
+    name = left.pop()
+    path = name.replace(".", "/")
+    file = f"{path}.py" if (ROOT / f"{path}.py").exists() else ""
+    if (ROOT / path / "__init__.py").exists():
+      file = f"{path}/__init__.py"
+    if file in found or not file:
+      continue
+    found.add(file)
+    for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
+      names = []
+      if isinstance(node, ast.ImportFrom):
+        names = [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
+      elif isinstance(node, ast.Import):
+        names = [n.name for n in node.names]
+      left += [n for n in names if n.startswith("arch.")]
+  return found
 
 
 def read(path=FILE) -> dict:

@@ -7,8 +7,8 @@
 Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 1; grouped queries:
 Ainslie et al. 2023, https://arxiv.org/abs/2305.13245; rotary: Su et al. 2021,
 https://arxiv.org/abs/2104.09864; RMS norm of queries and keys, a weight for
-each of the K numbers, shared by the heads: Qwen3,
-https://arxiv.org/abs/2505.09388, sec. 2, after Henry et al. 2020,
+each of the K numbers, shared by the heads: Qwen3's code (2025,
+https://arxiv.org/abs/2505.09388, sec. 2), after Henry et al. 2020,
 https://arxiv.org/abs/2010.04245; or over all heads at once: OLMoE,
 https://arxiv.org/abs/2409.02060; gate z: Qiu et al. 2025,
 https://arxiv.org/abs/2505.06708, as in Qwen3-Next. W starts from a truncated

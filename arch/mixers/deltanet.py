@@ -10,7 +10,8 @@ Schlag, Irie and Schmidhuber 2021, https://arxiv.org/abs/2102.11174, section
 4.2, in the layer of Yang et al. 2024, https://arxiv.org/abs/2406.06484, section
 3; negative eigenvalues: Grazzi et al. 2024, https://arxiv.org/abs/2411.12537.
 Sizes, parameters and their start as in fla-org/flash-linear-attention,
-layers/delta_net.py: H K = dim; torch.nn.Linear's start; no biases.
+layers/delta_net.py and models/delta_net: H K = dim; normal(0.02), the taps of
+the convolution too; no biases.
 
 B batch  T time  D width  H heads  K width of a head's key and value
 """
@@ -54,12 +55,11 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D = cfg.dim
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
+    init = nnx.initializers.normal(0.02)
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     self.qkv = layers.Linear(D, 3 * D, **kw)
     self.beta = layers.Linear(D, cfg.heads, **kw)
-    self.conv = layers.ShortConv(
-      3 * D, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
-    )
+    self.conv = layers.ShortConv(3 * D, cfg.conv, bias=False, **kw)
     self.norm = layers.RMSNorm(cfg.head, eps=cfg.eps)
     self.out_proj = layers.Linear(D, D, **kw)
 

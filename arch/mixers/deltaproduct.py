@@ -9,10 +9,11 @@
   o_t = S_t,n^T q_t
   out = (norm(o) silu(z)) W_out,  norm over a head
 
-Siems et al. 2025, https://arxiv.org/abs/2502.10297, section 3; sizes,
+Siems et al. 2025, https://arxiv.org/abs/2502.10297, section 4, eq. 3; sizes,
 parameters and their start as in fla-org/flash-linear-attention,
-layers/gated_deltaproduct.py, which are gated_deltanet's beside n keys, values
-and beta. n = 1 is Gated DeltaNet.
+layers/gated_deltaproduct.py and models/gated_deltaproduct: gated_deltanet's
+sizes beside n keys, values and beta; normal(0.02), the taps of the convolution
+too. n = 1 is Gated DeltaNet.
 
 The recurrence runs over T n steps: a token's decay and reset are at its first,
 its query at its last.
@@ -25,6 +26,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from arch import layers
 from arch.mixers import gated_deltanet
@@ -54,12 +56,11 @@ class Mixer(gated_deltanet.Mixer):
     H, G, K, V = self.sizes
     n = cfg.steps
     inner = (1 + n) * G * K + n * H * V
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
+    init = nnx.initializers.normal(0.02)
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     self.in_proj = layers.Linear(cfg.dim, inner + H * V, **kw)
     self.gates = layers.Linear(cfg.dim, (n + 1) * H, **kw)
-    self.conv = layers.ShortConv(
-      inner, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
-    )
+    self.conv = layers.ShortConv(inner, cfg.conv, bias=False, **kw)
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
     self.A_log = layers.Gate(gated_deltanet.decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=cfg.eps)

@@ -6,8 +6,9 @@ forgotten since.
   out = y W_out
 
 Lin et al. 2025, https://arxiv.org/abs/2503.02130, section 3: the block that it
-calls LLaMA, without positions. Of what the Pro block has beside it, `qk_norm`
-and `gate` are attention's; its shift of keys and values is not here. Parameters
+calls LLaMA, without positions. Of what the Pro block has beside it, `gate` is
+attention's, and so is `qk_norm`, whose weights the heads share; its shift of
+keys and values and its norm of each head's output are not here. Parameters
 and their start as in zhixuan-lin/forgetting-transformer,
 modeling_forgetting_transformer.py: normal of deviation 0.02, b_f = 0.
 

@@ -7,7 +7,7 @@ higher layers.
   out = (norm(h) silu(x W_g)) W_out
 
 Qin, Yang and Zhong 2023, https://arxiv.org/abs/2311.04823, section 3, with real
-states as in fla-org/flash-linear-attention, layers/hgrn.py (by two of the
+states as in fla-org/flash-linear-attention, layers/hgrn.py (by one of the
 authors), whose models/hgrn/modeling_hgrn.py says the start: normal of 0.02,
 bounds 0, no biases. `bounds`, one row a layer, is one parameter of the model:
 along it the softmax is taken. The first layer is not bounded.

@@ -6,7 +6,7 @@
   out = norm(o) W_out,  norm over all heads
 
 Qin et al. 2024, https://arxiv.org/abs/2404.07904, section 3; as in fla-org/
-flash-linear-attention (by two of the authors), layers/hgrn2.py and, for the
+flash-linear-attention (by one of the authors), layers/hgrn2.py and, for the
 bounds and the start, models/hgrn2/modeling_hgrn2.py: normal of 0.02, bounds 0,
 no biases. `bounds`, one row a layer, is one parameter of the model, as HGRN's.
 

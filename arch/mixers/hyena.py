@@ -12,7 +12,7 @@ sequence/hyena.py and long_conv_lm.py, with the sizes of configs/experiment/
 pile/hyena.yaml: normal of 0.02, over sqrt(2 depth) in W_out, biases 0, skip
 normal, w 14. z_j, time and the waves exp(-2 pi i f j / length), is a parameter
 there and here; delta, spread evenly so that k falls to 1 % within 0.3 to 1.5 of
-the length, is fixed.
+the length, is fixed. Weight decay leaves all of k's parameters out.
 
 The state is the last length - 1 of s. The convolution is a product with
 Toeplitz matrices of chunks: time grows with the square of the length (an FFT
@@ -70,7 +70,8 @@ def waves(L, F):
 class Filter(nnx.Module):
   def __init__(self, cfg, *, rngs):
     D, F, W = cfg.dim, cfg.features, cfg.filter
-    kw = dict(dtype="float32", rngs=rngs, init=nnx.initializers.normal(0.02))
+    normal = nnx.initializers.normal(0.02)
+    kw = dict(dtype="float32", rngs=rngs, init=normal, role=layers.Gate)
     self.z = layers.Embedding(waves(cfg.length, F))
     self.first = layers.Linear(F, W, bias=True, **kw)
     self.second = layers.Linear(W, W, bias=True, **kw)

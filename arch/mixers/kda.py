@@ -9,8 +9,9 @@
 
 Kimi Team 2025, https://arxiv.org/abs/2510.26692, eq. 1 and section 4; sizes and
 parameters as in the release, whose f and r are as wide as a head; their start
-as in fla-org/flash-linear-attention, layers/kda.py: torch.nn.Linear's, and
-exp(A_log) uniform in [1, 16]. No positions, no biases.
+as in fla-org/flash-linear-attention, layers/kda.py and models/kda:
+normal(0.02), the taps of the convolution too, and exp(A_log) uniform in
+[1, 16]. No positions, no biases.
 
 B batch  T time  D width  H heads  K width of a head
 """
@@ -56,14 +57,13 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     H, K = cfg.count, cfg.head
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
+    init = nnx.initializers.normal(0.02)
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     self.qkv = layers.Linear(cfg.dim, 3 * H * K, **kw)
     self.low = layers.Linear(cfg.dim, H + 2 * K, **kw)
     self.decay_proj = layers.Linear(K, H * K, **kw)
     self.gate_proj = layers.Linear(K, H * K, **kw)
-    self.conv = layers.ShortConv(
-      3 * H * K, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
-    )
+    self.conv = layers.ShortConv(3 * H * K, cfg.conv, bias=False, **kw)
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H * K,)))
     self.A_log = layers.Gate(
       jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1, maxval=16))

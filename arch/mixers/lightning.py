@@ -6,8 +6,9 @@
   out = (norm(o) sigmoid(z)) W_out,  norm over all heads
 
 Qin et al. 2024, Lightning Attention-2, https://arxiv.org/abs/2401.04658, in the
-layer of MiniMax-01, https://arxiv.org/abs/2501.08313, with the slopes of
-TransNormerLLM, https://arxiv.org/abs/2307.14995: the last layer hardly forgets.
+layer of MiniMax-01, https://arxiv.org/abs/2501.08313: the slopes of ALiBi,
+https://arxiv.org/abs/2108.12409, by TransNormerLLM's factor of the layer,
+https://arxiv.org/abs/2307.14995: the last layer hardly forgets.
 Parameters and slopes as in MiniMax-Text-01's release, transformers' minimax: no
 biases, maps normal of deviation 0.02. There is no position but the decay.
 

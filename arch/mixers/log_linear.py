@@ -94,9 +94,9 @@ class Mixer(nnx.Module):
     self.in_proj = layers.Linear(cfg.dim, 2 * H * (K + V), init=normal, **kw)
     self.gates = layers.Linear(cfg.dim, 2 * H, init=normal, **kw)
     self.levels = Levels(cfg, H, rngs=rngs)
-    self.conv = layers.ShortConv(H * (2 * K + V), cfg.conv, bias=False, **kw)
-    taps = normal(rngs.params(), self.conv.weight.shape)
-    self.conv.weight = layers.Vector(taps)
+    self.conv = layers.ShortConv(
+      H * (2 * K + V), cfg.conv, init=normal, bias=False, **kw
+    )
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
     # 1 - uniform is in (0, 1]: no logarithm of 0
     A = 16 * (1 - jax.random.uniform(rngs.params(), (H,)))

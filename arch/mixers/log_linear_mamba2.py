@@ -11,7 +11,8 @@ recurrence/log_linear.py says what a level is. Guo et al. 2025,
 https://arxiv.org/abs/2506.04761, section 3.4; parameters and their start as in
 HanGuo97/log-linear-attention, modeling_hattention.py and configs/flame:
 matrices and taps normal of deviation 0.006, W_out uniform in +-1 / sqrt(d_in)
-over sqrt(2 depth), L = 1, A = 1 ... H. It has SwiGLU beside it.
+over sqrt(2 depth), L = 1, A = 1 ... H. The norm is over all of E, where
+mamba2's is over a group's share. It has SwiGLU beside it.
 
 B batch  T time  D width  E inner width  H heads  P head width  N state
 G groups  L levels
@@ -45,6 +46,10 @@ class Config(mamba2.Config):
 
   def __post_init__(self):
     super().__post_init__()
+    if self.limits != mamba2.Config.limits:
+      raise ValueError(
+        f"log_linear_mamba2: limits={self.limits} of dt are not supported"
+      )
     check(self)
 
 
@@ -56,10 +61,7 @@ class Mixer(nnx.Module):
     kw = dict(dtype=cfg.compute, rngs=rngs)
     self.in_proj = layers.Linear(cfg.dim, 2 * E + 2 * GN + H, init=normal, **kw)
     self.levels = Levels(cfg, H, rngs=rngs)
-    self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, **kw)
-    taps = normal(rngs.params(), self.conv.weight.shape)
-    self.conv.weight = layers.Vector(taps)
-    self.conv.bias = layers.Vector(jnp.zeros(E + 2 * GN))
+    self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, init=normal, **kw)
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
     self.A_log = layers.Gate(jnp.log(jnp.arange(1.0, H + 1)))
     self.D = layers.Gate(jnp.ones(H))

@@ -13,7 +13,7 @@ As many pairs of the N rows turn as there are angles. MIMO: R keys, queries and
 values x * mimo_x_r, whose products are added up; out = (sum over r of mimo_o_r
 y_r silu(z * mimo_z_r)) W_out.
 
-Lahoti et al. 2026, https://arxiv.org/abs/2603.15569, sections 3 and 4; sizes,
+Lahoti et al. 2026, https://arxiv.org/abs/2603.15569, section 3; sizes,
 parameters and their start as in state-spaces/mamba, modules/mamba3.py, and for
 W_out / sqrt(2 depth), as there is an MLP, models/mixer_seq_simple.py. Row i is
 paired with i + N / 2, as in their MIMO kernel (in SISO with i + 1).
@@ -37,7 +37,7 @@ from flax import nnx
 
 from arch import layers
 from arch.mixers.mamba import dt_bias
-from arch.recurrence import diagonal, gated
+from arch.recurrence import chunks, diagonal, gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,7 @@ class Mixer(nnx.Module):
 
     now, then = lam * dt, (1 - lam) * dt  # B T H
     old = self.values(state["x"][:, None])[:, 0].astype(jnp.float32)
-    old = jnp.einsum("brhn,brhp->bhnp", state["key"], old)
+    old = chunks.dot("brhn,brhp->bhnp", state["key"], old)
     S = state["S"] + then[:, 0, :, None, None] * old
     both = now + jnp.pad(then[:, 1:], ((0, 0), (0, 1), (0, 0)))
     past = (q * jnp.exp(g)[:, :, None, :, None]).astype(v.dtype)

@@ -11,8 +11,8 @@
 von Oswald et al. 2025, https://arxiv.org/abs/2506.05233, eq. 4 to 8; parameters
 and their start as in fla-org/flash-linear-attention, layers/mesa_net.py and
 models/mesa_net: matrices and taps normal of deviation 0.02, biases 0, ridge 1.
-Conjugate gradients run on until they have converged, where that release adds
-1e-5 to their denominators and so stops near a residual of 3e-3.
+Conjugate gradients take `steps` steps, the 30 of that release, which however
+adds 1e-5 to their denominators and so stops near a residual of 3e-3.
 
 B batch  T time  D width  H heads  K key and value width
 """
@@ -66,9 +66,9 @@ class Mixer(nnx.Module):
     kw = dict(dtype=cfg.compute, rngs=rngs)
     self.in_proj = layers.Linear(cfg.dim, 3 * H * K, init=normal, **kw)
     self.gates = layers.Linear(cfg.dim, 2 * H, init=normal, bias=True, **kw)
-    self.conv = layers.ShortConv(2 * H * K, cfg.conv, bias=False, **kw)
-    taps = normal(rngs.params(), self.conv.weight.shape)
-    self.conv.weight = layers.Vector(taps)
+    self.conv = layers.ShortConv(
+      2 * H * K, cfg.conv, init=normal, bias=False, **kw
+    )
     raw = math.log(math.expm1(1 - cfg.floor))
     self.ridge = layers.Gate(jnp.full((H, K), raw, jnp.float32))
     self.norm = layers.RMSNorm(K, eps=1e-5)

@@ -78,10 +78,7 @@ class Mixer(nnx.Module):
     K = E // H
     kw = dict(dtype=cfg.compute, rngs=rngs, bias=True)
     self.in_proj = layers.Linear(cfg.dim, 2 * E, init=normal(), **kw)
-    self.conv = layers.ShortConv(E, cfg.conv, **kw)
-    taps = normal(0.01)(rngs.params(), (cfg.conv, E))
-    self.conv.weight = layers.Vector(taps)
-    self.conv.bias = layers.Vector(jnp.zeros(E))
+    self.conv = layers.ShortConv(E, cfg.conv, init=normal(0.01), **kw)
     gates = jax.random.normal(rngs.params(), (H, K, 2 * K)) * K**-0.5
     self.gates = layers.Matrix(gates)
     self.gates_bias = layers.Vector(jnp.zeros((H, 2 * K)))

@@ -11,8 +11,9 @@ each map is mixed with the token before, and by how much depends on the data.
 
 Peng et al. 2024, https://arxiv.org/abs/2404.05892, section 4.2, eq. 14-22.
 Ranks, parameters and their start as in BlinkDL/RWKV-LM, RWKV-v5/src/model.py,
-RWKV_Tmix_x060 and generate_init_weight. The state is the last token and S. A
-config pairs it with channel="rwkv".
+RWKV_Tmix_x060 and generate_init_weight; weight decay leaves the low-rank maps
+out. The state is the last token and S. A config pairs it with channel="rwkv"
+and its receptance.
 
 B batch  T time  D width  H heads  K width of a head  R rank
 """
@@ -61,18 +62,16 @@ class Mixer(nnx.Module):
     low = 1 - layer / cfg.depth
 
     def narrow(shape):
-      return layers.Matrix(
-        jax.random.uniform(rngs.params(), shape, minval=-0.01, maxval=0.01)
-      )
+      return layers.Gate(layers.uniform(0.01)(rngs.params(), shape))
 
     self.mix_x = layers.Vector(1 - place**low)
     slow, fast = place**low, place ** (0.5 * low)
     mix = jnp.stack([slow, slow, slow + 0.3 * high, fast, fast])
     self.mix = layers.Vector(1 - mix)  # w, k, v, r, g
-    self.mix_down = layers.Matrix(jnp.zeros((D, 5 * R)))
+    self.mix_down = layers.Gate(jnp.zeros((D, 5 * R)))
     self.mix_up = narrow((5, R, D))
     self.decay = layers.Gate(-6 + 5 * along ** (0.7 + 1.3 * high))
-    self.decay_down = layers.Matrix(jnp.zeros((D, cfg.decay_rank)))
+    self.decay_down = layers.Gate(jnp.zeros((D, cfg.decay_rank)))
     self.decay_up = narrow((cfg.decay_rank, D))
     zigzag = ((jnp.arange(D) + 1) % 3 - 1) * 0.1
     self.u = layers.Gate((high * (1 - along) + zigzag).reshape(H, K))

@@ -15,7 +15,7 @@ Peng et al. 2025, https://arxiv.org/abs/2503.14456, section 4; sizes, parameters
 and their start as in BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py, where
 generate_init_weight has the last word. A config gives its first block
 residual=False, and the shell LayerNorm, one after the embedding, and the
-channel mixer `rwkv`. Unlike theirs, the low-rank maps are decayed.
+channel mixer `rwkv`. As there, weight decay leaves the low-rank maps out.
 
 B batch  T time  D width  H heads  K width of a head
 """
@@ -74,7 +74,7 @@ class LowRank(nnx.Module):
 
   def __init__(self, cfg, rank, bias=None, *, rngs):
     D = cfg.dim
-    kw = dict(dtype=cfg.compute, rngs=rngs)
+    kw = dict(dtype=cfg.compute, rngs=rngs, role=layers.Gate)
     scale = 0.1 * max(1, math.sqrt(rank / D))
     self.down = layers.Linear(D, rank, init=nnx.initializers.zeros, **kw)
     orthogonal = nnx.initializers.orthogonal(scale)

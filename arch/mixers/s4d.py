@@ -100,12 +100,9 @@ class Mixer(nnx.Module):
       2 * D,
       dtype=cfg.compute,
       rngs=rngs,
-      bias=True,
+      bias=layers.uniform(D**-0.5),
       init=layers.uniform_fan_in(),
     )
-    b = D**-0.5
-    bias = jax.random.uniform(rngs.params(), (2 * D,), minval=-b, maxval=b)
-    self.out_proj.bias = layers.Vector(bias)
 
   def init_state(self, batch, length=None):
     zero = jnp.zeros((batch, self.cfg.dim, self.cfg.state // 2))

@@ -40,10 +40,7 @@ class Mixer(nnx.Module):
     normal = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
     self.in_proj = layers.Linear(D, 3 * D, init=normal, **kw)
-    self.conv = layers.ShortConv(D, cfg.conv, **kw)
-    self.conv.weight = layers.Vector(normal(rngs.params(), (cfg.conv, D)))
-    if cfg.bias:
-      self.conv.bias = layers.Vector(jnp.zeros(D))
+    self.conv = layers.ShortConv(D, cfg.conv, init=normal, **kw)
     self.out_proj = layers.Linear(D, D, init=normal, **kw)
 
   def init_state(self, batch, length=None):

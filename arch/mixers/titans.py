@@ -70,19 +70,13 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, H = cfg.dim, cfg.heads
-    uniform = layers.uniform_fan_in()
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=uniform)
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
     self.in_proj = layers.Linear(D, 4 * D, **kw)
     self.conv = layers.ShortConv(
       3 * D, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
     )
-    self.gates = layers.Linear(D, 3 * H, bias=True, **kw)
-    bound = D**-0.5
-    bias = jax.random.uniform(
-      rngs.params(), (3 * H,), minval=-bound, maxval=bound
-    )
-    self.gates.bias = layers.Vector(bias)
-    xavier = nnx.initializers.variance_scaling(1, "fan_avg", "uniform")
+    self.gates = layers.Linear(D, 3 * H, bias=layers.uniform(D**-0.5), **kw)
+    xavier = layers.xavier_uniform()
     for n, shape in enumerate(cfg.shapes):
       keys = jax.random.split(rngs.params(), H)
       drawn = jax.vmap(lambda key, s=shape: xavier(key, s))(keys)

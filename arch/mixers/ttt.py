@@ -7,7 +7,7 @@
         so far, rate share d/d(W, b) |norm(k W + b) - (v - k)|^2 / 2 each
   out = (norm_D(q + norm(z)) gelu(u W_gate)) W_out
 
-Sun et al. 2024, https://arxiv.org/abs/2407.04620, sections 2.4 to 2.7, on the
+Sun et al. 2024, https://arxiv.org/abs/2407.04620, sections 2.3 to 2.7, on the
 Mamba backbone; parameters and their start as in test-time-training/ttt-lm-jax,
 ttt/models/ttt_layer.py (TTTLinear; conv=0, gate=False is TTTLinearBase): W and
 matrices normal of deviation 0.02, taps lecun_normal, biases 0. Their blocks add
@@ -69,10 +69,8 @@ class Mixer(nnx.Module):
       D, (2 if cfg.conv else 3) * D, init=normal, **kw
     )
     if cfg.conv:
-      self.conv = layers.ShortConv(2 * D, cfg.conv, **kw)
-      taps = layers.fan_in()(rngs.params(), self.conv.weight.shape)
-      self.conv.weight = layers.Vector(taps)
-      self.conv.bias = layers.Vector(jnp.zeros(2 * D))
+      fan_in = layers.fan_in()
+      self.conv = layers.ShortConv(2 * D, cfg.conv, init=fan_in, **kw)
     self.rate = layers.Linear(D, H, init=normal, bias=True, **kw)
     self.share = layers.Gate(jnp.zeros(cfg.batch))
     self.W = layers.Matrix(normal(rngs.params(), (H, K, K)))

@@ -1,1 +1,1 @@
-"""The three recurrences: each the formula, and a fast twin equal to it."""
+"""Recurrences: each the formula, and a fast twin equal to it."""

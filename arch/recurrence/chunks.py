@@ -1,4 +1,4 @@
-"""What the chunked twins of gated.py and delta.py share.
+"""What the chunked twins of recurrences share.
 
 Time is cut into chunks of C tokens: inside a chunk everything is a product of
 matrices, and only the state crosses from one to the next. With L the running

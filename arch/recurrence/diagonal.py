@@ -11,7 +11,7 @@ float32. Each has its reference, which is the formula.
               D x N numbers, and B T D N never exists. Mamba (Gu and Dao 2023,
               arXiv 2312.00752, algorithm 2, B discretised as its code does).
               With `negative` 2 exp(dt_t A) - 1 multiplies h_{t-1}, in [-1, 1]
-              (Grazzi et al. 2024, arXiv 2411.12537, section 4.1).
+              (Grazzi et al. 2024, arXiv 2411.12537, eq. 2).
   convolve    h_t = a h_{t-1} + x_t,  y_t = Re(c . h_t), a and c constant in t,
               N pairs a channel. S4D (Gu et al. 2022, arXiv 2206.11893).
 

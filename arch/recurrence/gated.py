@@ -117,7 +117,8 @@ def chunked(
   S, o = jax.lax.scan(step, S.reshape(*rows, *heads, K, V), xs)
   o = chunks.merge(o.reshape(-1, B * H, C * s, V), B, T * s).reshape(v.shape)
   if u is not None:
-    now = (q * k).astype(jnp.float32).reshape(B, T, G, 1, K)
+    now = q.astype(jnp.float32) * k.astype(jnp.float32)
+    now = now.reshape(B, T, G, 1, K)
     now = (now * u.reshape(1, 1, G, R, K)).sum(-1).reshape(B, T, H, 1)
     o += chunks.scaled(v, now)
   return o, S.reshape(B, H, K, V)

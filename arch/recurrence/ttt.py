@@ -14,8 +14,8 @@ share_n dW and dW = 0; where a document does, W is the one that is given.
   reset: B T bool, True at a first token, or None
   state: (W, dW: B H K V float32, count: B int32, the tokens read), or None
 
-Sun et al. 2024, https://arxiv.org/abs/2407.04620, sections 2.4 to 2.6; a last
-column of ones in q and k makes the last row of W the inner model's bias.
+Sun et al. 2024, https://arxiv.org/abs/2407.04620, sections 2.3 to 2.5 and 2.7;
+a last column of ones in q and k makes the last row of W the inner model's bias.
 
 In the dual form a mini-batch is attention, and its W_t do not exist. A chunk of
 n tokens need not be a mini-batch: it is cut where its document's meet, once at

@@ -10,6 +10,11 @@ def linear(d_in, d_out):
   return torch.nn.Linear(d_in, d_out).weight.detach().numpy().T
 
 
+def normal(*shape, std=0.02):
+  """fla's models start every Linear and Conv1d so: `initializer_range`."""
+  return std * torch.randn(shape).numpy()
+
+
 def conv(dim, width, bias=False):
   """A depthwise torch.nn.Conv1d, as `ShortConv` holds it."""
   made = torch.nn.Conv1d(dim, dim, width, groups=dim)

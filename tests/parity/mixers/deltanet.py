@@ -73,16 +73,16 @@ def case(length, **fields):
 
 
 def start(dim):
-  """layers/delta_net.py by itself."""
+  """models/delta_net over layers/delta_net.py."""
   cfg = ours.Config(dim=dim, depth=6, length=8, head=4)
 
   def draw():
     return {
-      "qkv": {"weight": starts.linear(dim, 3 * dim)},
-      "beta": {"weight": starts.linear(dim, dim // 4)},
-      "conv": starts.conv(3 * dim, 4),
+      "qkv": {"weight": starts.normal(dim, 3 * dim)},
+      "beta": {"weight": starts.normal(dim, dim // 4)},
+      "conv": {"weight": starts.normal(4, 3 * dim)},
       "norm": {"weight": np.ones(4, np.float32)},
-      "out_proj": {"weight": starts.linear(dim, dim)},
+      "out_proj": {"weight": starts.normal(dim, dim)},
     }
 
   return ours.Mixer, cfg, draw

@@ -76,7 +76,7 @@ def case(length, **fields):
 
 
 def start(dim, steps):
-  """layers/gated_deltaproduct.py by itself."""
+  """models/gated_deltaproduct over layers/gated_deltaproduct.py."""
   H, K, n = 48, 2, steps
   V = 2 * K
   cfg = ours.Config(dim=dim, depth=6, length=8, heads=H, head=K, steps=n)
@@ -84,13 +84,13 @@ def start(dim, steps):
 
   def draw():
     return {
-      "in_proj": {"weight": starts.linear(dim, inner + H * V)},
-      "gates": {"weight": starts.linear(dim, (n + 1) * H)},
-      "conv": starts.conv(inner, 4),
+      "in_proj": {"weight": starts.normal(dim, inner + H * V)},
+      "gates": {"weight": starts.normal(dim, (n + 1) * H)},
+      "conv": {"weight": starts.normal(4, inner)},
       "dt_bias": starts.dt_bias(H),
       "A_log": starts.uniform(0, 16, H).log().numpy(),
       "norm": {"weight": np.ones(V, np.float32)},
-      "out_proj": {"weight": starts.linear(H * V, dim)},
+      "out_proj": {"weight": starts.normal(H * V, dim)},
     }
 
   return ours.Mixer, cfg, draw

@@ -54,21 +54,21 @@ def case(length, heads, head, conv):
 
 
 def start(dim):
-  """layers/kda.py by itself."""
+  """models/kda over layers/kda.py."""
   H, K = 256, 2
   cfg = ours.Config(dim=dim, depth=6, length=8, heads=H, head=K)
 
   def draw():
     return {
-      "qkv": {"weight": starts.linear(dim, 3 * H * K)},
-      "low": {"weight": starts.linear(dim, H + 2 * K)},
-      "decay_proj": {"weight": starts.linear(K, H * K)},
-      "gate_proj": {"weight": starts.linear(K, H * K)},
-      "conv": starts.conv(3 * H * K, 4),
+      "qkv": {"weight": starts.normal(dim, 3 * H * K)},
+      "low": {"weight": starts.normal(dim, H + 2 * K)},
+      "decay_proj": {"weight": starts.normal(K, H * K)},
+      "gate_proj": {"weight": starts.normal(K, H * K)},
+      "conv": {"weight": starts.normal(4, 3 * H * K)},
       "dt_bias": starts.dt_bias(H * K),
       "A_log": starts.uniform(1, 16, H).log().numpy(),
       "norm": {"weight": np.ones(K, np.float32)},
-      "out_proj": {"weight": starts.linear(H * K, dim)},
+      "out_proj": {"weight": starts.normal(H * K, dim)},
     }
 
   return ours.Mixer, cfg, draw
