@@ -1,7 +1,7 @@
 """What each token mixer is, costs, and was checked against.
 
-python -m launch.architectures [--out=FILE.html] [--check]
-  [--measure [--archs=a,b]]
+python -m launch.architectures [--archs=a,b] [--out=FILE.html] [--check]
+  [--measure]
 """
 
 from absl import flags
@@ -10,12 +10,12 @@ from launch import command
 
 OUT = flags.DEFINE_string("out", None, "Also write a page here.")
 MEASURE = flags.DEFINE_bool(
-  "measure", False, "First time the mixers and keep that in the record."
+  "measure", False, "First time these mixers and keep that in the record."
 )
 CHECK = flags.DEFINE_bool(
   "check", False, "Fail where a mixer is unverified or its record stale."
 )
-ARCHS = flags.DEFINE_list("archs", None, "Mixers to time; all by default.")
+ARCHS = flags.DEFINE_list("archs", None, "Mixers; all by default.")
 
 
 def main(argv):
@@ -25,9 +25,12 @@ def main(argv):
   from train import bench, provenance, workdir
   from train.report import architectures
 
+  names = ARCHS.value or registry.names("mixers")
+  for name in names:
+    registry.find("mixers", name)
   if MEASURE.value:
     found = {}
-    for name in ARCHS.value or registry.names("mixers"):
+    for name in names:
       row = bench.mixer(configs.load(name), name)
       command.say(
         f"{name:18} {1e3 * row['seconds']:8.1f} ms "
@@ -35,7 +38,7 @@ def main(argv):
       )
       found["mixers", name, "measured"] = [row]
     provenance.update(found)
-  table = provenance.rows()
+  table = [row for row in provenance.rows() if row["name"] in names]
   print(architectures.text(table))
   if OUT.value:
     workdir.replace(OUT.value, architectures.page(table))

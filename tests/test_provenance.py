@@ -63,3 +63,15 @@ def test_every_mixer_is_a_row_and_a_card(tmp_path):
     assert name in text and f'<h2 id="{name}">' in page
   assert "unverified" in text and "2e-06" in text
   assert "their &lt;code>" in page or "their &lt;code&gt;" in page
+
+
+def test_a_record_is_of_all_code_that_a_mixer_imports():
+  found = provenance.sources("arch.mixers.deltaproduct")
+  assert {
+    "arch/mixers/deltaproduct.py",
+    "arch/mixers/gated_deltanet.py",
+    "arch/recurrence/delta.py",
+    "arch/recurrence/chunks.py",
+    "arch/layers.py",
+  } <= found
+  assert not any("attend" in file or "lm.py" in file for file in found)

@@ -1,6 +1,7 @@
 """B sequences  T time  K pairs"""
 
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -250,6 +251,9 @@ def test_parity_is_scored_at_the_end_and_further_on(answer):
   "fields, said",
   [
     ({"group": "A5"}, "group=A5: Z2 to Z99, S3, S4 or S5"),
+    ({"group": 3}, "group=3: Z2 to Z99, S3, S4 or S5"),
+    ({"low": (1, 2)}, "low=(1, 2) is no whole number"),
+    ({"high": 1.5}, "high=1.5 is no whole number"),
     ({"low": 40}, "low=40 must be at least 1 and at most high=32"),
     ({"far": 20}, "far=20 must be 0 or at least high=32"),
     ({"answer": "none"}, "answer='none': all or last"),
@@ -257,7 +261,7 @@ def test_parity_is_scored_at_the_end_and_further_on(answer):
   ],
 )
 def test_words_refuse(fields, said):
-  with pytest.raises(ValueError, match=said):
+  with pytest.raises(ValueError, match=re.escape(said)):
     words.Config(**fields)
 
 

@@ -339,7 +339,7 @@ class Task:
   Attributes:
     cfg: the task's own Config.
     vocab, note, length: the Config's.
-    hash: SHA-256 of the task's name and Config.
+    hash: SHA-256 of the task's name and of what it trains and scores.
   """
 
   is_task = True
@@ -352,7 +352,8 @@ class Task:
     self.name = f"task:{name}" + (f",{own}" if own else "")
     self.vocab = self.cfg.vocab
     self.length, self.note = self.cfg.length, self.cfg.note
-    self.hash = hashlib.sha256(f"{name} {self.cfg}".encode()).hexdigest()
+    both = f"{name} {self.cfg} {self.cfg.scored}"
+    self.hash = hashlib.sha256(both.encode()).hexdigest()
 
   def batch(self, seed, step, batch: int, length: int) -> dict[str, jax.Array]:
     """Training batch number `step`; seed and step may be traced."""
