@@ -1,6 +1,7 @@
 """What every command does around its one call into the library."""
 
 import os
+import re
 import runpy
 import signal
 import sys
@@ -20,6 +21,21 @@ PLATFORM = flags.DEFINE_enum(
 TRACEBACK = flags.DEFINE_bool(
   "traceback", False, "Show where an error was raised, not only what it is."
 )
+
+
+UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+
+
+def number(flag) -> int:
+  """500K -> 500000."""
+  found = re.fullmatch(
+    r"(\d+\.?\d*|\.\d+)([KMG]?)", flag.value.strip(), re.IGNORECASE
+  )
+  if not found:
+    raise ValueError(
+      f"--{flag.name}={flag.value} is not a number such as 500K, 1.5M or 20000"
+    )
+  return round(float(found[1]) * UNITS[found[2].upper()])
 
 
 def say(text: str):

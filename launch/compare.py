@@ -8,8 +8,6 @@ python -m launch.compare --report=W1,W2 --workdir=OUT
 An arm is a config's name, or a variant of it: mamba,mamba:negative=True.
 """
 
-import re
-
 from absl import flags
 
 from launch import command
@@ -52,20 +50,6 @@ WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where results go; by default runs/compare."
 )
 
-UNITS = {"": 1, "K": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-
-
-def number(flag) -> int:
-  """500K -> 500000."""
-  found = re.fullmatch(
-    r"(\d+\.?\d*|\.\d+)([KMG]?)", flag.value.strip(), re.IGNORECASE
-  )
-  if not found:
-    raise ValueError(
-      f"--{flag.name}={flag.value} is not a number such as 500K, 1.5M or 20000"
-    )
-  return round(float(found[1]) * UNITS[found[2].upper()])
-
 
 def rates() -> tuple[float, ...]:
   try:
@@ -90,14 +74,14 @@ def main(argv):
     workdir = WORKDIR.value or "runs/compare"
     own_sizes = PARAMS.value.lower() == "none"
     plan = compare.Plan(
-      params=None if own_sizes else number(PARAMS),
-      tokens=number(TOKENS),
+      params=None if own_sizes else command.number(PARAMS),
+      tokens=command.number(TOKENS),
       length=LENGTH.value,
       batch=BATCH.value,
       data=DATA.value,
       seeds=SEEDS.value,
       lrs=rates(),
-      eval_bytes=number(EVAL_BYTES),
+      eval_bytes=command.number(EVAL_BYTES),
       optimizer=OPTIMIZER.value,
     )
     comparison = compare.Comparison(

@@ -16,7 +16,6 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 MIXERS = registry.names("mixers")
 CHANNELS = registry.names("channels")
-VOCABS = registry.names("vocab")
 SYMBOLS = 17
 
 

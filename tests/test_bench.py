@@ -7,7 +7,7 @@ import pytest
 import arch
 import configs
 from launch.bench import whole_numbers
-from train import bench
+from train import bench, sizes
 
 
 def test_bench():
@@ -43,8 +43,7 @@ def test_every_config_resizes(name):
     symbols=256,
     dtype="float32",
   )
-  model = arch.abstract(cfg.model)
-  assert arch.count(model, 64).params > 256 * 256
+  assert sizes.parameters(cfg) > 256 * 256
 
 
 @pytest.mark.parametrize("words", [["8", "x"], ["0"], ["3", "8"]])

@@ -297,6 +297,11 @@ def test_runs_of_an_edited_config_are_not_reused(finished, folder, tmp_path):
     made.run()
 
 
+def test_no_arm():
+  with pytest.raises(ValueError, match="--archs names no config"):
+    configs.several([])
+
+
 def test_an_arm_may_be_a_variant():
   named = configs.several(["mamba", "mamba:negative=True"])
   plain, negative = named.values()

@@ -83,6 +83,20 @@ def folders(tmp_path_factory):
   return get
 
 
+@pytest.fixture(scope="module")
+def runs(folders, tmp_path_factory):
+  """type and case -> the run that its folder was made into, once."""
+  made = {}
+
+  def get(kind, name):
+    if (kind, name) not in made:
+      path = tmp_path_factory.mktemp("run") / "run"
+      made[kind, name] = into(folders(kind, name)[1], path), path
+    return made[kind, name]
+
+  return get
+
+
 WEIGHTS = "model.safetensors"
 BUFFERS = "e_score_correction_bias"  # saved, and without a gradient
 
@@ -129,16 +143,16 @@ def decoded(kind, theirs):
 
 
 @every
-def test_logits_gradients_and_decoding(kind, name, folders, tmp_path):
+def test_logits_gradients_and_decoding(kind, name, folders, runs, tmp_path):
   theirs, path = folders(kind, name)
-  found = into(path, tmp_path / "run")
+  found, made = runs(kind, name)
   assert found["params"] >= sum(p.numel() for p in theirs.parameters())
-  model = checkpoint.load_model(tmp_path / "run")
+  model = checkpoint.load_model(made)
   cached = name not in getattr(module(kind), "NO_CACHE", ())
   steps = decoded(kind, theirs) if cached else None
   logits, nll, grads = graded(theirs, tmp_path / "gradients")
 
-  cfg = workdir.read(tmp_path / "run")["config"]
+  cfg = workdir.read(made)["config"]
   params, buffers = lm.pure(model)
   text = jnp.asarray(tokens())
 
@@ -171,10 +185,9 @@ def test_logits_gradients_and_decoding(kind, name, folders, tmp_path):
 
 
 @every
-def test_the_round_trip_is_exact(kind, name, folders, tmp_path):
+def test_the_round_trip_is_exact(kind, name, folders, runs, tmp_path):
   _, path = folders(kind, name)
-  into(path, tmp_path / "run")
-  convert.out_of(tmp_path / "run", tmp_path / "out")
+  convert.out_of(runs(kind, name)[1], tmp_path / "out")
   theirs, ours = (load_file(p / WEIGHTS) for p in (path, tmp_path / "out"))
   assert theirs.keys() == ours.keys()
   for key, x in theirs.items():
