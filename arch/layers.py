@@ -93,6 +93,12 @@ class Config:
           f"{self.where}: {field}={given}{means} must be positive"
         )
 
+  def power_of_two(self, field: str):
+    """ValueError unless a field is one."""
+    given = getattr(self, field)
+    if given < 1 or given & (given - 1):
+      raise ValueError(f"{self.where}: {field}={given} must be a power of two")
+
   def among(self, field: str, known: Iterable[str]):
     """ValueError unless a field is one of the known names."""
     given = getattr(self, field)

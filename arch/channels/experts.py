@@ -73,10 +73,7 @@ class Config(layers.Config):
       )
     if self.shared_gate and not self.shared_hidden:
       raise ValueError("channel experts: shared_gate=True, but shared=0")
-    if self.score not in ("sigmoid", "softmax"):
-      raise ValueError(
-        f"channel experts: score={self.score!r}: sigmoid or softmax"
-      )
+    self.among("score", ("sigmoid", "softmax"))
 
   @property
   def hidden(self) -> int:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import layers
-from arch.mixers.gated_deltanet import unit
+from arch.mixers.gated_deltanet import decay_rate, unit
 from arch.mixers.mamba import dt_bias
 from arch.recurrence import log_linear
 
@@ -64,6 +64,7 @@ class Config(layers.Config):
 
 
 def check(cfg):
+  cfg.power_of_two("chunk")
   if cfg.levels is not None and cfg.levels < 2:
     raise ValueError(f"{cfg.where}: levels={cfg.levels} must be at least 2")
 
@@ -98,9 +99,7 @@ class Mixer(nnx.Module):
       H * (2 * K + V), cfg.conv, init=normal, bias=False, **kw
     )
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    # 1 - uniform is in (0, 1]: no logarithm of 0
-    A = 16 * (1 - jax.random.uniform(rngs.params(), (H,)))
-    self.A_log = layers.Gate(jnp.log(A))
+    self.A_log = layers.Gate(decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=1e-5)
     residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
     self.out_proj = layers.Linear(H * V, cfg.dim, init=residual, **kw)

@@ -157,15 +157,10 @@ class Mixer(nnx.Module):
     v = v.astype(jnp.float32)
     bonus = r * k * self.by_head(self.r_k[...][None, None])
     bonus = jnp.sum(bonus, -1, keepdims=True) * v
-    y = (self.normalise(o) + bonus.reshape(B, T, D)) * g
+    o = layers.standardise(o, self.cfg.head * self.cfg.eps).reshape(B, T, D)
+    o = o * self.norm[...][None, None] + self.norm_bias[...][None, None]
+    y = (o + bonus.reshape(B, T, D)) * g
     return self.out_proj(y), {"token": x[:, -1], "S": S}, stream
 
   def by_head(self, x):
     return x.reshape(*x.shape[:2], self.cfg.heads, self.cfg.head)
-
-  def normalise(self, o):
-    B, T, H, K = o.shape
-    o = o.astype(jnp.float32).reshape(-1, K)
-    o = layers.normalise(o - jnp.mean(o, -1, keepdims=True), K * self.cfg.eps)
-    weight, bias = self.norm[...], self.norm_bias[...]
-    return o.reshape(B, T, H * K) * weight[None, None] + bias[None, None]

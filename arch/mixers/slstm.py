@@ -51,10 +51,7 @@ class Config(layers.Config):
         f"slstm: heads={self.heads} leave {self.head} of dim={self.dim} each, "
         "which must be at least 2"
       )
-    if self.recurrent not in ("zeros", "uniform"):
-      raise ValueError(
-        f"slstm: recurrent={self.recurrent!r} must be zeros or uniform"
-      )
+    self.among("recurrent", ("zeros", "uniform"))
 
   @property
   def head(self):
@@ -142,9 +139,7 @@ class Mixer(nnx.Module):
     keep = chunks.where_reset(reset, 0, jnp.ones((B, T, 1, 1)))
     gates, keep = gates.swapaxes(0, 1), keep.swapaxes(0, 1)
     h, cell = scan(gates, self.R[...], keep, state["cell"])
-    h = h.swapaxes(0, 1)
-    h -= h.mean(-1, keepdims=True)
-    y = layers.normalise(h, self.cfg.eps).reshape(B, T, D)
+    y = layers.standardise(h.swapaxes(0, 1), self.cfg.eps).reshape(B, T, D)
     y *= (1 + self.norm[...])[None, None]
     return y.astype(self.cfg.compute), {"conv": conv, "cell": cell}
 

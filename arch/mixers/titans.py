@@ -50,8 +50,7 @@ class Config(layers.Config):
 
   def __post_init__(self):
     self.positive("layers", "expand", "conv")
-    if self.batch < 1 or self.batch & (self.batch - 1):
-      raise ValueError(f"titans: batch={self.batch} must be a power of two")
+    self.power_of_two("batch")
     self.divide("dim", "head")
 
   @property

@@ -48,8 +48,7 @@ class Config(layers.Config):
   def __post_init__(self):
     if self.head % 2:
       raise ValueError(f"ttt: head={self.head} must be even, 2 a rotary pair")
-    if self.batch < 1 or self.batch & (self.batch - 1):
-      raise ValueError(f"ttt: batch={self.batch} must be a power of two")
+    self.power_of_two("batch")
     if self.conv < 0:
       raise ValueError(f"ttt: conv={self.conv} must be at least 0")
     self.divide("dim", "head")

@@ -35,8 +35,7 @@ from arch.recurrence.gated import fresh
 
 
 def norm(z, scale, bias):
-  centred = z - jnp.mean(z, -1, keepdims=True)
-  return layers.normalise(centred, 1e-6) * scale + bias
+  return layers.standardise(z, 1e-6) * scale + bias
 
 
 def error(z, v, scale, bias):
