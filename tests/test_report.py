@@ -75,6 +75,7 @@ def make(arms=("a", "b", "c"), seeds=(1, 2, 3), metric="bits_per_byte", **over):
           metric: score,
           "split": "test" if phase == "final" else "valid",
           "nats": score * math.log(2),
+          "positions": 1600.0,
           "tokens": 70_000,
           "seconds": 35.0,
           "tokens_per_second": 2000.0,
@@ -360,6 +361,14 @@ def test_merge_never_ranks_across_conditions(other, named, tmp_path):
   assert [r["rank"] for r in read["leaderboard"]] == [1, 2, 1, 2]
   with pytest.raises(ValueError, match="give the workdirs"):
     report.read(tmp_path)
+
+
+def test_few_answers_are_said():
+  said = (
+    "A score is of 1,600 answers, the same for every seed: it has a standard"
+  )
+  assert said in " ".join(report.leaderboard(make(metric="accuracy")).split())
+  assert "answers" not in report.leaderboard(make())
 
 
 def test_a_merge_keeps_all_notes_and_is_merged_again():

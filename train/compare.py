@@ -280,7 +280,8 @@ class Comparison:
       )
     except loop.Diverged as error:
       self.say(f"{name} {what} diverged: {error}")
-      lost = dict.fromkeys(("nats", data.metric)) | self.timing(None)
+      lost = dict.fromkeys(("nats", data.metric, "positions"))
+      lost |= self.timing(None)
       lost |= {"diverged": True, "curve": dict.fromkeys(CURVE, [])}
       return [common | {"seed": seed, "lr": lr} | lost for seed, lr in group]
     if not result.done:
@@ -304,7 +305,7 @@ class Comparison:
       alive = result.alive[i] and all(map(math.isfinite, score.values()))
       run = common | {"seed": seed, "lr": lr, "curve": curve}
       run |= self.timing(result) | (score if alive else dict.fromkeys(score))
-      run["diverged"] = not alive
+      run |= {"diverged": not alive, "positions": scores[i].positions}
       found.append(run)
       self.say(
         f"{name} {phase} seed {seed} lr {lr:g}: "

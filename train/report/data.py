@@ -9,8 +9,9 @@
     `length`), decode_flops and state_bytes ({"1024": , "65536": }), lr,
     lr_at_edge}
   runs: [arch, seed, lr, phase ("tune" or "final"), split, the metric, nats (a
-    target), params, tokens, seconds, tokens_per_second, compile_seconds,
-    diverged, curve {step, tokens, seconds, loss (nats a target)}, config]
+    target), positions (targets that were scored), params, tokens, seconds,
+    tokens_per_second, compile_seconds, diverged, curve {step, tokens, seconds,
+    loss (nats a target)}, config]
 A diverged run has None for its scores. ValueErrors name what does not fit.
 """
 
@@ -31,6 +32,7 @@ KEYS = (
 )
 CONTEXTS = {"1024": "1k", "65536": "64k"}
 BINS = 64  # points of a drawn curve
+ANSWERS = 2500  # to a task, below which an accuracy is known to worse than .01
 
 
 class Metric(NamedTuple):
@@ -189,6 +191,7 @@ def rows(results) -> list[dict]:
       "interval": place.score.half if place.score else None,
       "gap": place.gap.mean if place.gap else None,
       "gap_interval": place.gap.half if place.gap else None,
+      "gap_seeds": place.gap.count if place.gap else None,
       "scores": {str(s): v for s, v in scores[place.arm].items()},
       "diverged": list(place.diverged),
       "nats": _mean(run["nats"] for run in finals),
@@ -333,6 +336,7 @@ def verdict(results, table) -> str:
       f"{unit} ({value}), but one seed cannot tell a difference from noise, "
       f"so all {len(ranked)} arms share rank 1."
     )
+  seeds = min(row["gap_seeds"] or 0 for row in ranked[1:])
   if len(leaders) == 1:
     second = rest[0]
     gap = plus_minus(abs(second["gap"]), second["gap_interval"], places)
@@ -408,6 +412,16 @@ def warnings(results, table) -> list[str]:
     found.append(
       f"The best learning rate lies at the edge of the grid for {names(edge)}: "
       "a wider grid may do better."
+    )
+  answers = [
+    run["positions"] for run in results["runs"] if run["phase"] == "final"
+  ]
+  answers = min(filter(None, answers), default=math.inf)
+  if results["metric"] == "accuracy" and answers < ANSWERS:
+    found.append(
+      f"A score is of {answers:,.0f} answers, the same for every seed: its own "
+      f"standard error, some {0.5 / math.sqrt(answers):.3f}, is in no interval "
+      "here. A larger --eval_bytes asks for more."
     )
   text = text_read(results)
   if text and max(text.values()) > 1.05 * min(text.values()):
