@@ -32,10 +32,9 @@ def main(argv):
     chunk=CHUNK.value,
     which=WHICH.value,
   )
-  numbers = ", ".join(f"{k} {v:.4f}" for k, v in score.metrics.items())
   alone = f", in windows of {window:,} tokens" if window else ""
   command.say(
-    f"{WORKDIR.value} on {data.name} {SPLIT.value}: {numbers} over "
+    f"{WORKDIR.value} on {data.name} {SPLIT.value}: {score} over "
     f"{score.bytes:,} bytes{alone}"
   )
   if data.note:

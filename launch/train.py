@@ -32,10 +32,7 @@ def main(argv):
   result = loop.run(cfg, path, source)
   place = f"{path}: step {result.step} of {cfg.train.steps}"
   if result.done:
-    numbers = ", ".join(
-      f"{k} {v:.4f}" for k, v in result.scores[0].metrics.items()
-    )
-    command.say(f"{place}, valid {numbers}")
+    command.say(f"{place}, valid {result.scores[0]}")
   else:
     kept = "saved; go on" if result.step else "nothing saved yet; start again"
     command.say(f"{place}, {kept} with: {platform.command()}")

@@ -308,9 +308,8 @@ class Comparison:
       run |= {"diverged": not alive, "positions": scores[i].positions}
       found.append(run)
       self.say(
-        f"{name} {phase} seed {seed} lr {lr:g}: "
-        + ", ".join(f"{k} {v:.4f}" for k, v in score.items())
-        + f" on {run['split']}, {run['tokens_per_second']:,.0f} tokens/s"
+        f"{name} {phase} seed {seed} lr {lr:g}: {scores[i]} on {run['split']}, "
+        f"{run['tokens_per_second']:,.0f} tokens/s"
       )
     return found
 

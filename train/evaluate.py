@@ -47,6 +47,9 @@ class Score:
       return {"nats": nats, "bits_per_byte": self.bits_per_byte}
     return {"nats": nats, "accuracy": self.correct / self.positions}
 
+  def __str__(self):
+    return ", ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())
+
 
 def sums(model, x, batch):
   """Nats, hits and weight of a batch whose features are x."""

@@ -30,8 +30,8 @@ from arch import recurrence as recurrences
 from arch import registry
 from arch.count import decoding
 from train import workdir
+from train.platform import ROOT
 
-ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docs" / "provenance.json"
 FORMAT = 1
 KINDS = ("mixers", "channels")
