@@ -3,7 +3,7 @@
   q, k_1..k_n, v_1..v_n = silu(conv(u W_qkv)),  z = u W_z,  b, a = u W_gates
   q = q / |q| / sqrt(K),  k_j = k_j / |k_j|
   beta_j = 2 sigmoid(b_j), or sigmoid(b_j): eigenvalues from 0, not -1, to 1
-  alpha = exp(-exp(A_log) softplus(a + dt_bias))
+  alpha = exp(-exp(A_log) softplus(a + dt_bias)), or 1 without `decay`
   S_t,0 = alpha_t S_{t-1},n
   S_t,j = (I - beta_t,j k_t,j k_t,j^T) S_t,j-1 + beta_t,j k_t,j v_t,j^T
   o_t = S_t,n^T q_t
@@ -40,9 +40,11 @@ class Config(gated_deltanet.Config):
   """
   Attributes:
     steps: n, Householder steps a token.
+    decay: whether the state decays; without, it is DeltaProduct, ungated.
   """
 
   steps: int = 2
+  decay: bool = True
   neg_eigval: bool = True
 
   def __post_init__(self):
@@ -59,12 +61,20 @@ class Mixer(gated_deltanet.Mixer):
     init = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     self.in_proj = layers.Linear(cfg.dim, inner + H * V, **kw)
-    self.gates = layers.Linear(cfg.dim, (n + 1) * H, **kw)
+    self.gates = layers.Linear(cfg.dim, (n + cfg.decay) * H, **kw)
     self.conv = layers.ShortConv(inner, cfg.conv, bias=False, **kw)
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    self.A_log = layers.Gate(gated_deltanet.decay_rate(rngs.params(), (H,)))
+    if cfg.decay:
+      self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
+      self.A_log = layers.Gate(gated_deltanet.decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=cfg.eps)
     self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
+
+  def gate(self, u):
+    if self.cfg.decay:
+      return super().gate(u)
+    b = self.gates(u).astype(jnp.float32)
+    none = jnp.zeros((*u.shape[:2], self.cfg.count))
+    return (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b), none
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape

@@ -12,25 +12,28 @@ SOURCE = "flash-linear-attention ops/gated_delta_product/naive.py, in its layer"
 CASES = [
   dict(length=19, heads=3, key_heads=3, steps=3, neg_eigval=False),
   dict(length=70, heads=4, key_heads=2, steps=2, neg_eigval=True),
+  dict(length=37, heads=3, key_heads=1, steps=2, neg_eigval=True, decay=False),
 ]
 START = [dict(dim=128, steps=2)]
 D, K, V = 12, 4, 8
 
 
 class GatedDeltaProduct(torch.nn.Module):
-  def __init__(self, heads, key_heads, steps, neg_eigval):
+  def __init__(self, heads, key_heads, steps, neg_eigval, decay=True):
     super().__init__()
-    self.heads, self.steps = heads, steps
+    self.heads, self.steps, self.decay = heads, steps, decay
     self.group, self.top = heads // key_heads, 2 if neg_eigval else 1
     widths = dict(q=key_heads * K, k=steps * key_heads * K, v=steps * heads * V)
     for name, width in widths.items():
       setattr(self, f"{name}_conv", short_conv(width, 3))
-    widths |= dict(g=heads * V, b=steps * heads, a=heads)
+    widths |= dict(g=heads * V, b=steps * heads)
+    if decay:
+      widths["a"] = heads
+      self.A_log = torch.nn.Parameter(torch.empty(heads))
+      self.dt_bias = torch.nn.Parameter(torch.empty(heads))
     for name, width in widths.items():
       setattr(self, f"{name}_proj", torch.nn.Linear(D, width, bias=False))
     self.o_proj = torch.nn.Linear(heads * V, D, bias=False)
-    self.A_log = torch.nn.Parameter(torch.empty(heads))
-    self.dt_bias = torch.nn.Parameter(torch.empty(heads))
     self.norm = torch.nn.RMSNorm(V, eps=1e-5)
     file = naive("gated_delta_product/naive")
     self.rule = file.naive_recurrent_gated_delta_product
@@ -47,8 +50,10 @@ class GatedDeltaProduct(torch.nn.Module):
     q, k = unit(part("q", 1, K)), unit(part("k", n, K))
     q, k = (t.repeat_interleave(self.group, 2) for t in (q, k))
     beta = self.top * self.b_proj(x).sigmoid().reshape(B, n * T, -1)
-    step = functional.softplus(self.a_proj(x) + self.dt_bias)
-    g = -self.A_log.exp() * step
+    g = torch.zeros(B, T, self.heads)
+    if self.decay:
+      step = functional.softplus(self.a_proj(x) + self.dt_bias)
+      g = -self.A_log.exp() * step
     o, _ = self.rule(q, k, part("v", n, V), g, beta, K**-0.5, num_householder=n)
     z = self.g_proj(x).unflatten(-1, (-1, V))
     return self.o_proj((self.norm(o) * functional.silu(z)).flatten(2))
@@ -61,12 +66,11 @@ def case(length, **fields):
     def joined(names, kind):
       return np.concatenate([t[f"{n}_{kind}.weight"] for n in names], 0)
 
-    return {
+    decay = {k: t[k] for k in ("dt_bias", "A_log") if k in t}
+    return decay | {
       "in_proj": {"weight": joined("qkvg", "proj").T},
-      "gates": {"weight": joined("ba", "proj").T},
+      "gates": {"weight": joined("ba" if decay else "b", "proj").T},
       "conv": {"weight": joined("qkv", "conv")[:, 0].T},
-      "dt_bias": t["dt_bias"],
-      "A_log": t["A_log"],
       "norm": {"weight": t["norm.weight"]},
       "out_proj": {"weight": t["o_proj.weight"].T},
     }
