@@ -160,12 +160,15 @@ def _csv(conditions) -> str:
   return text.getvalue()
 
 
-COLUMNS, NAME = 120, 20  # widest line, widest arm
+COLUMNS, NAME = 120, 20  # widest line, and arm where that leaves too little
 
 
-def _short(name: str) -> str:
+def _short(name: str, size: int) -> str:
   """Both ends of a long name: variants of a config differ in the last."""
-  return name if len(name) <= NAME else f"{name[:7]}…{name[8 - NAME :]}"
+  head = size // 3
+  return (
+    name if len(name) <= size else f"{name[:head]}…{name[head + 1 - size :]}"
+  )
 
 
 def leaderboard(conditions) -> str:
@@ -198,7 +201,7 @@ def _leaderboard(results) -> str:
     lines.append(
       (
         "–" if row["rank"] is None else str(row["rank"]),
-        _short(row["arch"]),
+        row["arch"],
         score + ("†" if row["diverged"] else ""),
         data.plus_minus(row["nats"], None, 3),
         fixed(row["params"]),
@@ -213,6 +216,9 @@ def _leaderboard(results) -> str:
       )
     )
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  left = COLUMNS - (sum(widths) - widths[1]) - 2 * (len(widths) - 1)
+  widths[1] = min(widths[1], max(left, NAME))
+  lines = [(a, _short(b, widths[1]), *rest) for a, b, *rest in lines]
   align = [str.rjust, str.ljust] + [str.rjust] * (len(widths) - 2)
   header, *body = [
     "  ".join(f(t, w) for f, t, w in zip(align, cells, widths, strict=True))
