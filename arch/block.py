@@ -175,17 +175,22 @@ class Once(nnx.Module):
       module = find("mixers", name)
       if not hasattr(module, "Shared"):
         continue
-      first, *others = (
+      own = [
         mixer_config(place, cfg, name)
         for place in places
         if name in place.mixers
-      )
-      if any(other != first for other in others):
+      ]
+
+      def shapes(own, make=module.Shared):
+        state = nnx.eval_shape(lambda: nnx.state(make(own, rngs=nnx.Rngs(0))))
+        return jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
+
+      if any(shapes(other) != shapes(own[0]) for other in set(own[1:])):
         raise ValueError(
-          f"places of {name}, which share a module, have different fields: "
-          f"write them below mixers.{name}"
+          f"places of {name} differ in a field on which what they share "
+          f"depends: write it below mixers.{name}"
         )
-      setattr(self, name, module.Shared(first, rngs=rngs))
+      setattr(self, name, module.Shared(own[0], rngs=rngs))
 
 
 class Stack(nnx.Module):

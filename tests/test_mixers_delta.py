@@ -21,11 +21,10 @@ def test_one_step_of_deltaproduct_is_gated_deltanet():
   fields = dict(dim=8, head=3, heads=2, key_heads=1, neg_eigval=True)
   x = jax.random.normal(jax.random.key(0), (2, 5, 8))
   reset = jnp.zeros((2, 5), bool).at[0, 2].set(True)
-  one, many = (
-    make(module, **fields, **more)(x, reset, None)
-    for module, more in ((gated_deltanet, {}), (deltaproduct, {"steps": 1}))
-  )
-  close(many, one)
+  one = make(gated_deltanet, **fields)
+  many = make(deltaproduct, steps=1, **fields)
+  nnx.update(many, nnx.state(one))
+  close(many(x, reset, None), one(x, reset, None))
 
 
 def test_negative_eigenvalues():
@@ -37,10 +36,11 @@ def test_negative_eigenvalues():
     mixer.beta.weight[...] = jnp.full((4, 1), 30.0)  # sigmoid is 1
     values = mixer.qkv.weight[...].at[:, 8:].set(0)
     mixer.qkv.weight[...] = values  # only the state is read, nothing is written
+    mixer.conv.weight[...] = jnp.ones((1, 12))
     S = jnp.ones((1, 1, 4, 4))
     state = {"conv": mixer.init_state(1)["conv"], "S": S}
-    x = jnp.ones((1, 1, 4))
-    k = jax.nn.silu(mixer.qkv(x)[0, 0, 4:8] * mixer.conv.weight[0, 4:8])
+    x = jnp.full((1, 1, 4), 100.0)
+    k = jax.nn.silu(mixer.qkv(x)[0, 0, 4:8])
     k = gated_deltanet.unit(k)
     _, new = mixer(x, None, state)
     answer = k @ S[0, 0]
@@ -71,13 +71,17 @@ def test_rwkv7_starts(layer):
   "module, fields, numbers",
   [
     (deltanet, dict(dim=24, head=5), ("5", "24")),
-    (deltanet, dict(dim=24, head=6, conv=0), ("conv=0", "1")),
+    (deltanet, dict(dim=24, head=6, conv=0), ("conv=0", "positive")),
     (gated_deltanet, dict(dim=24, heads=3, key_heads=2), ("2", "3")),
-    (deltaproduct, dict(dim=24, steps=0), ("steps=0", "1")),
-    (deltaproduct, dict(dim=24, heads=0), ("deltaproduct", "heads=0", "1")),
-    (kda, dict(dim=24, heads=0), ("heads=0", "1")),
+    (deltaproduct, dict(dim=24, steps=0), ("steps=0", "positive")),
+    (
+      deltaproduct,
+      dict(dim=24, heads=0),
+      ("deltaproduct", "heads=0", "positive"),
+    ),
+    (kda, dict(dim=24, heads=0), ("heads=0", "positive")),
     (rwkv7, dict(dim=24, head=5), ("5", "24")),
-    (rwkv7, dict(dim=24, head=6, gate_rank=0), ("gate_rank=0", "1")),
+    (rwkv7, dict(dim=24, head=6, gate_rank=0), ("gate_rank=0", "positive")),
   ],
 )
 def test_refuses(module, fields, numbers):

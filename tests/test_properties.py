@@ -241,7 +241,7 @@ def test_a_replicate_on_its_device_is_the_run_alone(name):
   assert together["step"].sharding.num_devices == 8
   own = jax.tree.map(lambda x: x[5], jax.device_get(together["params"]))
   # Adam's first updates show the rounding of a gradient that is nearly 0
-  close(own, alone["params"], 1e-4)
+  close(own, alone["params"], 1e-3)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

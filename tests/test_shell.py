@@ -338,6 +338,12 @@ def test_a_stream_crosses_layers(monkeypatch):
   close(model.features(text)[0], model.norm(4 * x))
 
 
+def test_places_that_cannot_share_are_refused():
+  c = small(pattern=("hgrn", {"mixer": "hgrn", "expand": 2}), depth=2)
+  with pytest.raises(ValueError, match="places of hgrn differ in a field"):
+    build(c)
+
+
 @pytest.mark.parametrize("unroll", [0, 8])
 def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   """Each layer is handed its own row of one table."""

@@ -73,13 +73,13 @@ class BPE:
     self.bpe = tokenizers.Tokenizer.from_str(
       json.dumps(spec | {"normalizer": None})
     )
-    own = {token["id"]: token["content"] for token in spec["added_tokens"]}
+    added = {token["content"] for token in spec["added_tokens"]}
     letters = _letters()
     ids = self.bpe.get_vocab()
     self.pieces = [b""] * max(size, 1 + max(ids.values()))
     for token, i in ids.items():
-      if i in own:
-        self.pieces[i] = own[i].encode()
+      if token in added:
+        self.pieces[i] = token.encode()
       elif letters.keys() >= set(token):
         self.pieces[i] = bytes(letters[c] for c in token)
       else:

@@ -35,7 +35,8 @@ class Config(layers.Config):
   expand: float = 1.5
 
   def __post_init__(self):
-    self.positive("expand")
+    if self.expand < 1:
+      raise ValueError(f"{self.where}: expand={self.expand} must be at least 1")
 
   @property
   def inner(self):
