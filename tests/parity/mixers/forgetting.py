@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from arch.mixers import forgetting as ours
-from parity import Case, naive
+from parity import Case, naive, starts
 
 SOURCE = "fla-core naive_forgetting_attn, in a layer of the paper"
 CASES = [
@@ -57,8 +57,7 @@ def case(kv_heads, window, length):
 
 
 def start(dim):
-  def normal(*shape):
-    return torch.nn.init.normal_(torch.empty(shape), std=0.02).numpy()
+  normal = starts.normal
 
   def draw():
     return {

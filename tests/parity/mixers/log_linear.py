@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from arch.mixers import log_linear as ours
-from parity import Case
+from parity import Case, starts
 
 SOURCE = "arXiv 2506.04761, sections 3.1 and 3.4 (torch loop, float64)"
 CASES = [dict(length=70), dict(length=19, chunk=4)]
@@ -111,7 +111,7 @@ def start(dim):
 
   def draw():
     def normal(*shape):
-      return torch.empty(shape).normal_(0, 0.006).numpy()
+      return starts.normal(*shape, std=0.006)
 
     low, high = math.log(1e-3), math.log(1e-1)
     dt = torch.exp(torch.rand(H) * (high - low) + low)

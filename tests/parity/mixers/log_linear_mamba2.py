@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from arch.mixers import log_linear_mamba2 as ours
-from parity import Case, naive
+from parity import Case, naive, starts
 
 SOURCE = "fla-core naive_log_linear_attn, in Mamba-2's block (float64)"
 CASES = [
@@ -93,7 +93,7 @@ def start(dim):
 
   def draw():
     def normal(*shape):
-      return torch.empty(shape).normal_(0, 0.006).numpy()
+      return starts.normal(*shape, std=0.006)
 
     low, high = math.log(1e-3), math.log(1e-1)
     dt = torch.exp(torch.rand(H) * (high - low) + low)

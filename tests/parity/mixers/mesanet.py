@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from arch.mixers import mesanet as ours
-from parity import Case, naive
+from parity import Case, naive, starts
 
 SOURCE = "fla-core naive_mesa_net_exact, in the layer's projections"
 CASES = [dict(length=70, heads=2), dict(length=19, heads=3, floor=0.1)]
@@ -88,8 +88,7 @@ def start(dim):
   cfg = ours.Config(dim=dim, depth=5, length=64, heads=H, head=K)
 
   def draw():
-    def normal(*shape):
-      return torch.empty(shape).normal_(0, 0.02).numpy()
+    normal = starts.normal
 
     return {
       "in_proj": {"weight": normal(dim, 3 * H * K)},

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from arch.mixers import ttt as ours
-from parity import Case
+from parity import Case, starts
 
 SOURCE = "arXiv 2407.04620, eq. 4 to 7; inner gradients by autograd (float64)"
 CASES = [
@@ -138,8 +138,7 @@ def start(dim):
   cfg = ours.Config(dim=dim, depth=5, length=64, head=K)
 
   def draw():
-    def normal(*shape):
-      return torch.empty(shape).normal_(0, 0.02).numpy()
+    normal = starts.normal
 
     taps = torch.empty(4, 2 * dim)
     torch.nn.init.trunc_normal_(taps, a=-2, b=2)
