@@ -28,16 +28,13 @@ def main(argv):
   names = ARCHS.value or registry.names("mixers")
   for name in names:
     registry.find("mixers", name)
-  if MEASURE.value:
-    found = {}
-    for name in names:
-      row = bench.mixer(configs.load(name), name)
-      command.say(
-        f"{name:18} {1e3 * row['seconds']:8.1f} ms "
-        f"{row['memory_bytes'] / 2**20:8.1f} MiB"
-      )
-      found["mixers", name, "measured"] = [row]
-    provenance.update(found)
+  for name in names if MEASURE.value else ():
+    row = bench.mixer(configs.load(name), name)
+    provenance.update({("mixers", name, "measured"): [row]})
+    command.say(
+      f"{name:18} {1e3 * row['seconds']:8.1f} ms "
+      f"{row['memory_bytes'] / 2**20:8.1f} MiB"
+    )
   table = [row for row in provenance.rows() if row["name"] in names]
   print(architectures.text(table))
   if OUT.value:

@@ -32,6 +32,12 @@ def test_bench():
   assert (point["length"], point["batch"]) == (2, 2 * jax.device_count())
 
 
+@pytest.mark.parametrize("name", ["retnet", "rglru"])
+def test_a_mixer_alone(name):
+  row = bench.mixer(configs.load(name), name, T=8, seconds=0.01)
+  assert row["seconds"] > 0 and row["memory_bytes"] > 4 * 8 * 256
+
+
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_every_config_resizes(name):
   cfg = bench.resize(

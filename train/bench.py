@@ -150,22 +150,23 @@ def decoding(model, state, seconds: float) -> float:
   return 1 / took
 
 
-def mixer(cfg, name: str, seconds: float = 1.0) -> dict:
-  """Value and gradient of one mixer alone, with its norm: 1 x 2,048 tokens of
-  width 256, in heads of 64 where it has a size of them.
+def mixer(cfg, name: str, T: int = 2048, seconds: float = 1.0) -> dict:
+  """Value and gradient of one mixer alone, with its norm: 1 x T tokens of
+  width 256, in heads of 64 where its config sizes them.
 
   Returns:
     seconds, and memory_bytes of what the compiled program keeps on the way.
   """
   cfg = resize(
-    cfg, dim=256, depth=1, length=2048, batch=1, symbols=2, dtype="float32"
+    cfg, dim=256, depth=1, length=T, batch=1, symbols=2, dtype="float32"
   )
   cfg.model.pattern, cfg.model.channel, cfg.model.depth = (name,), "none", 1
-  if "head" in cfg.model.mixers[name]:
-    cfg.model.mixers[name].head = 64
+  fields = cfg.model.mixers.get(name, {})
+  if "head" in fields:
+    fields.head = 64
   params, buffers = lm.pure(arch.build(cfg.model, rngs=nnx.Rngs(0)))
   model = arch.abstract(cfg.model)
-  x = jax.random.normal(jax.random.key(0), (1, 2048, 256))
+  x = jax.random.normal(jax.random.key(0), (1, T, 256))
 
   def value(params, x):
     return jnp.sum(jnp.sin(lm.fill(model, params, buffers).mix(x)[0]))
