@@ -3,6 +3,7 @@
 import functools
 import itertools
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,13 @@ def over(names):
 
 each = over(CONFIGS)
 each_alone = over(ALONE)
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="alone")
+@pytest.mark.xdist_group("one")
+def test_a_group_stays_on_its_worker(request):
+  # without a word, pytest 9.2 beside xdist 3.8 scatters it
+  assert request.node.nodeid.endswith("@one")
 
 
 @functools.cache

@@ -103,22 +103,26 @@ class Mixer(nnx.Module):
     return {"conv": conv, "S": jnp.zeros((batch, H, K, V))}
 
   def __call__(self, u, reset, state):
-    B, T, _ = u.shape
-    H, G, K, V = self.sizes
     state = state or {"conv": None, "S": None}
-
-    qkv, z = jnp.split(self.in_proj(u), (2 * G * K + H * V,), -1)
-    qkv, conv = self.conv(qkv, reset, state["conv"])
-    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, 2 * G * K), -1)
-    q, k = (unit(t.reshape(B, T, G, K)) for t in (q, k))
-    q, k = (jnp.repeat(t, H // G, 2) for t in (q * K**-0.5, k))
-    v = v.reshape(B, T, H, V)
+    q, k, v, z, conv = self.project(u, reset, state["conv"])
+    q *= self.cfg.head**-0.5
     beta, log_alpha = self.gate(u)
     write = k * beta[..., None]
     erase = k * jnp.exp(log_alpha)[..., None]
     q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
     return self.read(o, z), {"conv": conv, "S": S}
+
+  def project(self, u, reset, conv):
+    """Unit q and k, and v, a head each, z, and the next state of the taps."""
+    B, T, _ = u.shape
+    H, G, K, V = self.sizes
+    qkv, z = jnp.split(self.in_proj(u), (2 * G * K + H * V,), -1)
+    qkv, conv = self.conv(qkv, reset, conv)
+    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, 2 * G * K), -1)
+    q, k = (unit(t.reshape(B, T, G, K)) for t in (q, k))
+    q, k = (jnp.repeat(t, H // G, 2) for t in (q, k))
+    return q, k, v.reshape(B, T, H, V), z, conv
 
   def gate(self, u):
     """beta and the log of alpha, in float32, the latter B T H."""

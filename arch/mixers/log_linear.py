@@ -26,41 +26,27 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import layers
-from arch.mixers.gated_deltanet import decay_rate, unit
+from arch.mixers import gated_deltanet
 from arch.mixers.mamba import dt_bias
 from arch.recurrence import log_linear
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(gated_deltanet.Config):
   """
   Attributes:
-    head: K, the width of a head's query and key.
-    heads: H; None for the number that brings H K nearest to 3/4 dim.
-    expand: V / K.
-    conv: taps of the short convolution.
     levels: L; None for those of `length` tokens. Older ones share the last.
     chunk: tokens that are read at once, a power of two.
     deviation: of the matrices and taps at the start.
   """
 
-  head: int = 64
-  heads: int | None = None
-  expand: int = 2
-  conv: int = 4
   levels: int | None = None
   chunk: int = 64
   deviation: float = 0.006
 
   def __post_init__(self):
-    self.positive("head", "expand", "conv", heads="count")
+    super().__post_init__()
     check(self)
-
-  @property
-  def count(self):
-    if self.heads is not None:
-      return self.heads
-    return max(1, round(0.75 * self.dim / self.head))
 
 
 def check(cfg):
@@ -85,49 +71,37 @@ class Levels(nnx.Module):
     return jax.nn.softplus(self.L[...][None, None] * x)
 
 
-class Mixer(nnx.Module):
+class Mixer(gated_deltanet.Mixer):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    H, K = cfg.count, cfg.head
-    V = cfg.expand * K
+    H, G, K, V = self.sizes
     normal = nnx.initializers.normal(cfg.deviation)
     kw = dict(dtype=cfg.compute, rngs=rngs)
-    self.in_proj = layers.Linear(cfg.dim, 2 * H * (K + V), init=normal, **kw)
+    inner = 2 * G * K + H * V
+    self.in_proj = layers.Linear(cfg.dim, inner + H * V, init=normal, **kw)
     self.gates = layers.Linear(cfg.dim, 2 * H, init=normal, **kw)
     self.levels = Levels(cfg, H, rngs=rngs)
-    self.conv = layers.ShortConv(
-      H * (2 * K + V), cfg.conv, init=normal, bias=False, **kw
-    )
+    self.conv = layers.ShortConv(inner, cfg.conv, init=normal, bias=False, **kw)
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    self.A_log = layers.Gate(decay_rate(rngs.params(), (H,)))
-    self.norm = layers.RMSNorm(V, eps=1e-5)
+    self.A_log = layers.Gate(gated_deltanet.decay_rate(rngs.params(), (H,)))
+    self.norm = layers.RMSNorm(V, eps=cfg.eps)
     residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
     self.out_proj = layers.Linear(H * V, cfg.dim, init=residual, **kw)
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.count, self.cfg.head
+    H, _, K, V = self.sizes
     N = self.levels.L.shape[1] - 1
     return {
       "conv": self.conv.init_state(batch),
-      "S": jnp.zeros((batch, H, K, N, self.cfg.expand * K)),
+      "S": jnp.zeros((batch, H, K, N, V)),
       "count": jnp.zeros(batch, jnp.int32),
     }
 
   def __call__(self, u, reset, state):
-    B, T, _ = u.shape
-    H, K = self.cfg.count, self.cfg.head
-    V = self.cfg.expand * K
-    state = state or self.init_state(B)
-
-    qkv, z = jnp.split(self.in_proj(u), (H * (2 * K + V),), -1)
-    qkv, conv = self.conv(qkv, reset, state["conv"])
-    q, k, v = jnp.split(jax.nn.silu(qkv), (H * K, 2 * H * K), -1)
-    q, k = (unit(t.reshape(B, T, H, K)) for t in (q, k))
-    v = v.reshape(B, T, H, V)
-    beta, a = jnp.split(self.gates(u).astype(jnp.float32), 2, -1)
-    a = jax.nn.softplus(a + self.dt_bias[...][None, None])
-    log_alpha = -jnp.exp(self.A_log[...])[None, None] * a  # B T H
-    write = k * jax.nn.sigmoid(beta)[..., None]
+    state = state or self.init_state(u.shape[0])
+    q, k, v, z, conv = self.project(u, reset, state["conv"])
+    beta, log_alpha = self.gate(u)
+    write = k * beta[..., None]
     erase = k * jnp.exp(log_alpha)[..., None]
     q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
     o, (S, count) = log_linear.chunked(
@@ -141,6 +115,4 @@ class Mixer(nnx.Module):
       (state["S"], state["count"]),
       chunk=self.cfg.chunk,
     )
-    o = self.norm(o.astype(jnp.float32)).reshape(B, T, H * V)
-    o *= jax.nn.silu(z.astype(jnp.float32))
-    return self.out_proj(o), {"conv": conv, "S": S, "count": count}
+    return self.read(o, z), {"conv": conv, "S": S, "count": count}

@@ -46,9 +46,9 @@ class Config(mamba2.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.limits != mamba2.Config.limits:
+    if self.dt_limit != mamba2.Config.dt_limit:
       raise ValueError(
-        f"log_linear_mamba2: limits={self.limits} of dt are not supported"
+        f"log_linear_mamba2: dt_limit={self.dt_limit} is not supported"
       )
     check(self)
 

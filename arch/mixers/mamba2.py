@@ -1,7 +1,7 @@
 """Mamba-2: a matrix state under one decay a head; a whole block.
 
   z, xBC, dt = u W_in;  x, B, C = silu(conv(xBC))
-  dt = softplus(dt + dt_bias), within limits
+  dt = softplus(dt + dt_bias), within dt_limit
   S_t = exp(-exp(A_log) dt_t) S_{t-1} + B_t (dt_t x_t)^T
   y_t = S_t^T C_t + D x_t
   out = norm(y silu(z)) W_out
@@ -38,7 +38,7 @@ class Config(layers.Config):
     groups: G, pairs of B and C, each for as many heads.
     conv: taps of the short convolution.
     eps: of the norm.
-    limits: the least and the largest dt.
+    dt_limit: the least and the largest dt.
   """
 
   state: int = 128
@@ -47,12 +47,12 @@ class Config(layers.Config):
   groups: int = 1
   conv: int = 4
   eps: float = 1e-5
-  limits: tuple = (0.0, math.inf)
+  dt_limit: tuple = (0.0, math.inf)
 
   def __post_init__(self):
     self.positive("state", "conv")
-    if not 0 <= self.limits[0] < self.limits[1]:
-      raise ValueError(f"mamba2: limits={self.limits} must be of 0 or more")
+    if not 0 <= self.dt_limit[0] < self.dt_limit[1]:
+      raise ValueError(f"mamba2: dt_limit={self.dt_limit} must be of 0 or more")
     self.divide("heads", "groups")
 
   @property
@@ -103,7 +103,7 @@ class Mixer(nnx.Module):
     b, c = (t.reshape(B, T, G, cfg.state) for t in (b, c))
     dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]
     dt = jax.nn.softplus(dt)  # B T H
-    low, high = cfg.limits
+    low, high = cfg.dt_limit
     if low > 0 or high < math.inf:
       dt = jnp.clip(dt, low, high)
     g = -jnp.exp(self.A_log[...])[None, None] * dt

@@ -50,7 +50,7 @@ class Config(layers.Config):
     groups: G.
     rank: R, inputs and outputs of a head's state, at most 64; None for SISO,
       which has none of MIMO's parameters.
-    turned: the share of the rows that turn.
+    rotary: share of the rows that is turned.
     heavy_tail: A = -(1 + a), and -1 / (1 - a) for a < 0, in place of softplus:
       the authors' code since June 2026.
     eps: of the norms.
@@ -61,14 +61,14 @@ class Config(layers.Config):
   expand: int = 2
   groups: int = 1
   rank: int | None = None
-  turned: float = 0.5
+  rotary: float = 0.5
   heavy_tail: bool = False
   eps: float = 1e-5
 
   def __post_init__(self):
     if self.state % 2 or not 0 < self.angles <= self.state // 2:
       raise ValueError(
-        f"mamba3: state={self.state} must be even, and turned={self.turned} "
+        f"mamba3: state={self.state} must be even, and rotary={self.rotary} "
         f"of it, {self.angles} pairs, at least one and at most half"
       )
     if self.rank is not None and not 1 <= self.rank <= 64:
@@ -89,7 +89,7 @@ class Config(layers.Config):
 
   @property
   def angles(self):
-    return int(self.state * self.turned) // 2
+    return int(self.state * self.rotary) // 2
 
 
 def heavy_tail(x):

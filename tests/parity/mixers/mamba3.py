@@ -13,7 +13,7 @@ SOURCE = (
 )
 CASES = [
   dict(length=70, state=8, head=6, groups=2),
-  dict(length=37, state=6, head=4, groups=1, rank=3, turned=1.0),
+  dict(length=37, state=6, head=4, groups=1, rank=3, rotary=1.0),
   dict(length=19, state=8, head=6, groups=1, rank=2, heavy_tail=True),
 ]
 START = [dict(state=16, head=32), dict(state=16, head=32, rank=4, groups=2)]

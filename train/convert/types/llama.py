@@ -22,7 +22,7 @@ def base(hf, default=10_000.0):
   return float(rope.get("rope_theta", hf.get("rope_theta", default)))
 
 
-def turned(hf, default):
+def rotary(hf, default):
   """The share of a head that is turned."""
   name = "partial_rotary_factor"
   return (hf.get("rope_parameters") or {}).get(name, hf.get(name, default))

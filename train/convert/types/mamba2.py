@@ -10,7 +10,7 @@ ignored, top = mamba.ignored, mamba.top
 AS_JSON = {"__float__": "Infinity"}
 
 
-def limits(hf):
+def dt_limit(hf):
   """Of the step."""
   low, high = hf.get("time_step_limit", (0.0, math.inf))
   return low, math.inf if high == AS_JSON else high
@@ -28,7 +28,7 @@ def model(hf):
         groups=hf["n_groups"],
         conv=hf["conv_kernel"],
         eps=hf["layer_norm_epsilon"],
-        limits=limits(hf),
+        dt_limit=dt_limit(hf),
       )
     ),
   )

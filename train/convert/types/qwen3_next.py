@@ -56,7 +56,7 @@ def model(hf):
     mixers=dict(
       attention=found["mixers"]["attention"]
       | dict(
-        rotary=llama.turned(hf, 0.25),
+        rotary=llama.rotary(hf, 0.25),
         qk_norm=True,
         norm="rms_plus",
         eps=eps,

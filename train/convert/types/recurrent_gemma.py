@@ -47,7 +47,7 @@ def model(hf):
         heads=H,
         kv_heads=G,
         window=hf["attention_window_size"],
-        rotary=llama.turned(hf, 0.5),
+        rotary=llama.rotary(hf, 0.5),
         base=llama.base(hf),
         qk_norm=False,
         bias=hf["attention_bias"],

@@ -87,7 +87,7 @@ def model(hf):
         groups=hf["mamba_ngroups"],
         conv=hf["mamba_d_conv"],
         eps=1e-5,
-        limits=(hf["time_step_min"], math.inf),
+        dt_limit=(hf["time_step_min"], math.inf),
       ),
     ),
     channels=dict(geglu=dict(width=hf["intermediate_size"], exact=True)),
