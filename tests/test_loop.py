@@ -115,6 +115,30 @@ def test_a_signal_saves_and_the_same_call_goes_on(
   assert numbers(tmp_path / "run") == lines
 
 
+def test_the_clock_is_saved_with_the_step(
+  text, never_stopped, tmp_path, monkeypatch
+):
+  c, step, _, _ = never_stopped
+  c = c.copy_and_resolve_references()
+  c.train.log_every = 100
+  compiled = step.train
+
+  def train(state, batch):
+    if int(state["step"]) == 4:
+      raise Killed
+    return compiled(state, batch)
+
+  train._cache_size = compiled._cache_size
+  monkeypatch.setattr(step, "train", train)
+  with pytest.raises(Killed):
+    loop.run(c, tmp_path / "run", text, step=step)
+  (line,) = metrics.read(tmp_path / "run")
+  assert line["step"] == 3 and line["seconds"] > 0
+  monkeypatch.setattr(step, "train", compiled)
+  result = loop.run(c, tmp_path / "run", text, step=step)
+  assert result.seconds > line["seconds"]
+
+
 def test_another_config_is_refused_with_the_difference(
   text, never_stopped, tmp_path
 ):

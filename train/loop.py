@@ -245,7 +245,7 @@ def run(
       )
     )
 
-    def record(n, found):
+    def record(n, found, saved=False):
       """Logs step n, whose metrics are done or nearly so."""
       found = jax.device_get(found)
       alive = np.atleast_1d(found.pop("alive"))
@@ -265,7 +265,7 @@ def run(
           )
           + f". Try a lower train.lr than {lr}"
         )
-      if n % t.log_every == 0 or n == t.steps:
+      if saved or n % t.log_every == 0 or n == t.steps:
         add(n, **values)
 
     def add(n, **values):
@@ -312,14 +312,14 @@ def run(
       looks = n % t.eval_every == 0 or n == t.steps
       saves = looks or n % t.save_every == 0 or signals.name
       if looks or saves:
-        record(n, behind)
+        record(n, behind, saved=True)
         behind = None
         clock.stop()
         best = evaluate(n) if looks else None
         checkpoints.save(n, state, iterator, best)
         clock.start()
     if behind is not None:
-      record(n, behind)
+      record(n, behind, saved=True)
       checkpoints.save(n, state, iterator)
     clock.stop()
     checkpoints.wait()
