@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import configs
-from train import compare, loop, report
+from train import compare, loop, metrics, report
 
 # they share a comparison that was made once
 pytestmark = pytest.mark.xdist_group("compare")
@@ -148,9 +148,17 @@ def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
 def test_together_is_one_by_one(finished, folder, tmp_path):
   _, whole, _ = finished
   made, _ = comparison(tmp_path, plan(folder), ("mamba2",), together=2)
-  together = scores(made.run())
-  for key, value in together.items():
+  results = made.run()
+  for key, value in scores(results).items():
     assert value == pytest.approx(scores(whole)[key], rel=1e-3)
+  # a run has its share of its group's seconds
+  clocks = [
+    [line["seconds"] for line in metrics.read(lines) if "loss_0" in line]
+    for lines in (tmp_path / "runs" / "mamba2").glob("*together*")
+  ]
+  shares = [run["curve"]["seconds"] for run in results["runs"]]
+  halves = [[seconds / 2 for seconds in clock] for clock in clocks]
+  assert sorted(shares) == sorted(2 * halves)
 
 
 def test_a_rate_that_diverges_is_listed_and_another_chosen(folder, tmp_path):

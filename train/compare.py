@@ -28,6 +28,7 @@ LENGTH = 256  # tokens a sequence of text
 RESULT = "result.json"
 DECODE = (1024, 65_536)  # lengths at which decoding is counted
 CURVE = ("step", "tokens", "seconds", "loss")
+TIMING = ("seconds", "tokens_per_second", "compile_seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,7 +282,7 @@ class Comparison:
     except loop.Diverged as error:
       self.say(f"{name} {what} diverged: {error}")
       lost = dict.fromkeys(("nats", data.metric, "positions"))
-      lost |= self.timing(None)
+      lost |= dict.fromkeys(TIMING)
       lost |= {"diverged": True, "curve": dict.fromkeys(CURVE, [])}
       return [common | {"seed": seed, "lr": lr} | lost for seed, lr in group]
     if not result.done:
@@ -297,14 +298,17 @@ class Comparison:
       own = "" if together is None else f"_{i}"
       lines = [line for line in result.curve if f"loss{own}" in line]
       curve = {
-        k: [line[k + own if k == "loss" else k] for line in lines]
-        for k in CURVE
+        "step": [line["step"] for line in lines],
+        "tokens": [line["tokens"] for line in lines],
+        "seconds": [line["seconds"] / len(group) for line in lines],
+        "loss": [line[f"loss{own}"] for line in lines],
       }
       score = scores[i].metrics
       # of a run that was alive, the last update may have been one too many
       alive = result.alive[i] and all(map(math.isfinite, score.values()))
       run = common | {"seed": seed, "lr": lr, "curve": curve}
-      run |= self.timing(result) | (score if alive else dict.fromkeys(score))
+      run |= self.timing(result, len(group))
+      run |= score if alive else dict.fromkeys(score)
       run |= {"diverged": not alive, "positions": scores[i].positions}
       found.append(run)
       self.say(
@@ -313,17 +317,14 @@ class Comparison:
       )
     return found
 
-  def timing(self, result) -> dict:
-    if result is None:
-      keys = ("seconds", "tokens_per_second", "compile_seconds")
-      return dict.fromkeys(keys)
-    tokens = self.plan.batch * self.plan.length
-    seconds = result.seconds
-    return {
-      "seconds": seconds,
-      "tokens_per_second": (result.step - 1) * tokens / max(seconds, 1e-9),
-      "compile_seconds": result.compile_seconds,
-    }
+  def timing(self, result, runs: int) -> dict:
+    """A run's share of what its group took, so that all add up to the whole."""
+    tokens = (result.step - 1) * self.plan.batch * self.plan.length
+    seconds = result.seconds / runs
+    rate = tokens / max(seconds, 1e-9)
+    return dict(
+      zip(TIMING, (seconds, rate, result.compile_seconds / runs), strict=True)
+    )
 
   def results(self, arms, runs, data) -> dict:
     """What train.report reads: see train/report/data.py."""

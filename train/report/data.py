@@ -12,7 +12,8 @@
     target), positions (targets that were scored), params, tokens, seconds,
     tokens_per_second, compile_seconds, diverged, curve {step, tokens, seconds,
     loss (nats a target)}, config]
-A diverged run has None for its scores. ValueErrors name what does not fit.
+A diverged run has None for its scores. Of runs that were trained together each
+has its share of their seconds. ValueErrors name what does not fit.
 """
 
 import math
