@@ -20,7 +20,6 @@ G groups  L levels
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -46,14 +45,10 @@ class Config(mamba2.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.dt_limit != mamba2.Config.dt_limit:
-      raise ValueError(
-        f"log_linear_mamba2: dt_limit={self.dt_limit} is not supported"
-      )
     check(self)
 
 
-class Mixer(nnx.Module):
+class Mixer(mamba2.Mixer):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     E, H, GN = cfg.inner, cfg.heads, cfg.groups * cfg.state
@@ -65,7 +60,7 @@ class Mixer(nnx.Module):
     self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
     self.A_log = layers.Gate(jnp.log(jnp.arange(1.0, H + 1)))
     self.D = layers.Gate(jnp.ones(H))
-    self.norm = layers.RMSNorm(E, eps=cfg.eps)
+    self.norm = layers.Vector(jnp.ones(E))
     residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
     self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
 
@@ -79,30 +74,14 @@ class Mixer(nnx.Module):
     }
 
   def __call__(self, u, reset, state):
-    cfg = self.cfg
-    B, T, _ = u.shape
-    E, G, H = cfg.inner, cfg.groups, cfg.heads
-    GN = G * cfg.state
-    state = state or self.init_state(B)
-
-    z, xbc, dt = jnp.split(self.in_proj(u), (E, 2 * E + 2 * GN), -1)
-    xbc, conv = self.conv(xbc, reset, state["conv"])
-    x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
-    x = x.reshape(B, T, H, cfg.head)
-    b, c = (t.reshape(B, T, G, cfg.state) for t in (b, c))
-    dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]
-    dt = jax.nn.softplus(dt)  # B T H
+    state = state or self.init_state(u.shape[0])
+    x, z, conv, reads = self.project(u, reset, state["conv"])
     y, (ssm, count) = log_linear.chunked(
-      c,
-      b,
-      x * dt[..., None].astype(x.dtype),
-      -jnp.exp(self.A_log[...])[None, None] * dt,
+      *reads,
       self.levels(u),
       reset=reset,
       state=(state["ssm"], state["count"]),
-      chunk=cfg.chunk,
+      chunk=self.cfg.chunk,
     )
-    x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
-    y += self.D[...][None, None, :, None] * x
-    y = self.norm(y.reshape(B, T, E) * jax.nn.silu(z))
-    return self.out_proj(y), {"conv": conv, "ssm": ssm, "count": count}
+    y = self.read(y, x, z, groups=1)
+    return y, {"conv": conv, "ssm": ssm, "count": count}

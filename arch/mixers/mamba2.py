@@ -89,29 +89,35 @@ class Mixer(nnx.Module):
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
-    cfg = self.cfg
-    B, T, _ = u.shape
-    E, G, H = cfg.inner, cfg.groups, cfg.heads
-    GN = G * cfg.state
     state = state or {"conv": None, "ssm": None}
+    x, z, conv, reads = self.project(u, reset, state["conv"])
+    y, ssm = gated.chunked(*reads, reset, state["ssm"])
+    y = self.read(y, x, z, self.cfg.groups)
+    return y, {"conv": conv, "ssm": ssm}
 
-    zxbcdt = self.in_proj(u)
-    z, xbc, dt = jnp.split(zxbcdt, (E, 2 * E + 2 * GN), -1)
-    xbc, conv = self.conv(xbc, reset, state["conv"])
+  def project(self, u, reset, conv):
+    """x: B T H P, z: B T E, the next state of the taps, and what a recurrence
+    reads: C and B: B T G N, dt x: B T H P, and the log decay, B T H."""
+    cfg = self.cfg
+    E, GN = cfg.inner, cfg.groups * cfg.state
+    z, xbc, dt = jnp.split(self.in_proj(u), (E, 2 * E + 2 * GN), -1)
+    xbc, conv = self.conv(xbc, reset, conv)
     x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
-    x = x.reshape(B, T, H, cfg.head)
-    b, c = (t.reshape(B, T, G, cfg.state) for t in (b, c))
+    x = x.reshape(*u.shape[:2], cfg.heads, cfg.head)
+    b, c = (t.reshape(*u.shape[:2], cfg.groups, cfg.state) for t in (b, c))
     dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]
     dt = jax.nn.softplus(dt)  # B T H
     low, high = cfg.dt_limit
     if low > 0 or high < math.inf:
       dt = jnp.clip(dt, low, high)
-    g = -jnp.exp(self.A_log[...])[None, None] * dt
     v = x * dt[..., None].astype(x.dtype)
-    y, ssm = gated.chunked(c, b, v, g, reset, state["ssm"])
+    return x, z, conv, (c, b, v, -jnp.exp(self.A_log[...])[None, None] * dt)
+
+  def read(self, y, x, z, groups):
+    """y with its skip, gated, normalised over each group's share of E."""
     x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
     y += self.D[...][None, None, :, None] * x
-    y = y.reshape(B, T, E) * jax.nn.silu(z)
-    y = layers.normalise(y.reshape(-1, E // G), cfg.eps)
-    y = y.reshape(B, T, E) * self.norm[...][None, None]
-    return self.out_proj(y), {"conv": conv, "ssm": ssm}
+    y = y.reshape(z.shape) * jax.nn.silu(z)
+    share = y.reshape(*z.shape[:2], groups, -1)
+    y = layers.normalise(share, self.cfg.eps).reshape(z.shape)
+    return self.out_proj(y * self.norm[...][None, None])

@@ -79,7 +79,7 @@ def case(length, groups, chunk=64):
       "dt_bias": t["dt_bias"],
       "A_log": t["A_log"],
       "D": t["D"],
-      "norm": {"weight": t["norm"]},
+      "norm": t["norm"],
       "out_proj": {"weight": t["out_proj.weight"].T},
     }
 
@@ -109,7 +109,7 @@ def start(dim):
       "dt_bias": (dt + torch.log(-torch.expm1(-dt))).numpy(),
       "A_log": np.log(np.arange(1, H + 1)),
       "D": np.ones(H),
-      "norm": {"weight": np.ones(E)},
+      "norm": np.ones(E),
       "out_proj": {"weight": out.T.numpy() / math.sqrt(2 * 5)},
     }
 
