@@ -476,3 +476,9 @@ def test_humanise_units():
   assert report_data.humanise_bytes(512) == "512 B"
   assert report_data.humanise_rate(3e-3) == "3e-3"
   assert report_data.humanise(7600, trim=False) == "7.60k"
+
+
+def test_no_two_of_many_arms_look_alike():
+  marks = {(i % 8, report_svg.mark(i)) for i in range(32)}
+  lines = {(i % 8, report_svg.LINES[i // 8]) for i in range(32)}
+  assert len(marks) == len(lines) == 32

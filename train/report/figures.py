@@ -13,6 +13,7 @@ import numpy as np
 
 from train.report import data
 from train.report.svg import (
+  LINES,
   STYLE,
   Scale,
   line,
@@ -175,14 +176,14 @@ def curves(results, drawn, axis, width) -> str:
     index = place[arm]
     xs = x(c[axis])
     around = path([*xs, *xs[::-1]], [*y(c["low"]), *y(c["high"])[::-1]])
-    dash = " dashed" if index // 8 % 2 else ""
+    style = LINES[index // 8 % 4]
     last_x, last_y = float(xs[-1]), float(y(c["loss"][-1]))
     out.append(
       series(
         arm,
         index,
         f'<g clip-path="url(#{clip})"><path class="band" d="{around}Z"/>'
-        f'<path class="line{dash}" d="{lines[arm]}"/></g>',
+        f'<path class="{style}" d="{lines[arm]}"/></g>',
         f'<path class="leader" d="M{last_x:.1f} {last_y:.1f}'
         f'L{right + 2:.1f} {label:.1f}H{right + 6:.1f}"/>',
         mark(index, last_x, last_y, 0.8),

@@ -1,10 +1,11 @@
 """What figures are drawn with: scales, axes, marks, as SVG text.
 
 An arm has a colour and a marker by its index: classes s0 ... s7, of which STYLE
-gives the colours, light and dark, and hollow markers from the ninth on. The
-colours were chosen for a contrast of 3 to their ground and for the largest
-smallest distance in OKLab under normal, protan and deutan sight (Machado et al.
-2009). Lengths are pixels, y grows downwards.
+gives the colours, light and dark; the second eight have hollow markers and
+dashed lines, the next other shapes and lines. The colours were chosen for a
+contrast of 3 to their ground and for the largest smallest distance in OKLab
+under normal, protan and deutan sight (Machado et al. 2009). Lengths are pixels,
+y grows downwards.
 """
 
 import math
@@ -36,6 +37,8 @@ svg .guide { stroke: var(--soft); stroke-dasharray: 2 3; fill: none }
 svg .line { stroke: var(--c); stroke-width: 2; fill: none;
   stroke-linejoin: round; stroke-linecap: round }
 svg .dashed { stroke-dasharray: 6 4 }
+svg .dotted { stroke-dasharray: .1 4 }
+svg .mixed { stroke-dasharray: 8 4 .1 4 }
 svg .leader { stroke: var(--c); stroke-width: 1; opacity: .6; fill: none }
 svg .band { fill: var(--c); opacity: .14 }
 svg .mark { fill: var(--c); stroke: var(--ground); stroke-width: 1.5 }
@@ -54,6 +57,7 @@ MARKS = (
   "M0 -6L5.7 -1.9L3.5 4.9H-3.5L-5.7 -1.9Z",
   "M-6 0L-3 -5.2H3L6 0L3 5.2H-3Z",
 )
+LINES = ("line", "line dashed", "line dotted", "line mixed")  # of eight arms
 
 
 class Scale(NamedTuple):
@@ -123,8 +127,9 @@ def shorten(text, pixels) -> str:
 def mark(index, x=0.0, y=0.0, scale=1.0) -> str:
   """An arm's marker at x, y."""
   style = "hollow" if index // 8 % 2 else "mark"
+  shape = MARKS[(index + 3 * (index // 16)) % 8]
   return (
-    f'<path class="{style}" d="{MARKS[index % 8]}" '
+    f'<path class="{style}" d="{shape}" '
     f'transform="translate({x:.1f} {y:.1f}) scale({scale:g})"/>'
   )
 
