@@ -337,15 +337,15 @@ def verdict(results, table) -> str:
       f"{unit} ({value}), but one seed cannot tell a difference from noise, "
       f"so all {len(ranked)} arms share rank 1."
     )
-  seeds = min(row["gap_seeds"] or 0 for row in ranked[1:])
   if len(leaders) == 1:
     second = rest[0]
     gap = plus_minus(abs(second["gap"]), second["gap_interval"], places)
     return (
       f"{first['arch']} leads with {value} {unit}: {gap} "
       f"{'below' if metric(results).lower else 'above'} {second['arch']}, the "
-      f"next, which is more than the noise of {seeds} seeds."
+      f"next, which is more than the noise of {second['gap_seeds']} seeds."
     )
+  seeds = min(row["gap_seeds"] or 0 for row in leaders[1:])
   scores = [row["score"] for row in leaders]
   text = (
     f"{names([r['arch'] for r in leaders])} lead together "
