@@ -55,6 +55,26 @@ class Killed(BaseException):
   """Leaves the loop as kill -9 would: at once, past every handler."""
 
 
+def killed():
+  raise Killed
+
+
+def terminated():
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def struck(compiled, step, blow):
+  """The compiled training step, but that `step` begins with a blow."""
+
+  def train(state, batch):
+    if int(state["step"]) == step:
+      blow()
+    return compiled(state, batch)
+
+  train._cache_size = compiled._cache_size
+  return train
+
+
 @pytest.fixture(scope="module")
 def never_stopped(text, tmp_path_factory):
   c = prepared(text)
@@ -73,15 +93,7 @@ def test_kill_and_resume_is_never_stopped(
   c, step, state, lines = never_stopped
   compiled = step.train
   for kill in kills:
-    calls = iter(range(10**6))
-
-    def train(state, batch, kill=kill, calls=calls):
-      if int(state["step"]) == kill and next(calls) == 0:
-        raise Killed
-      return compiled(state, batch)
-
-    train._cache_size = compiled._cache_size
-    monkeypatch.setattr(step, "train", train)
+    monkeypatch.setattr(step, "train", struck(compiled, kill, killed))
     with pytest.raises(Killed):
       loop.run(c, tmp_path / "run", text, step=step)
   monkeypatch.setattr(step, "train", compiled)
@@ -97,14 +109,7 @@ def test_a_signal_saves_and_the_same_call_goes_on(
 ):
   c, step, state, lines = never_stopped
   compiled = step.train
-
-  def train(state, batch):
-    if int(state["step"]) == 7:
-      os.kill(os.getpid(), signal.SIGTERM)
-    return compiled(state, batch)
-
-  train._cache_size = compiled._cache_size
-  monkeypatch.setattr(step, "train", train)
+  monkeypatch.setattr(step, "train", struck(compiled, 7, terminated))
   result = loop.run(c, tmp_path / "run", text, step=step)
   assert not result.done and result.step == 8
   monkeypatch.setattr(step, "train", compiled)
@@ -122,14 +127,7 @@ def test_the_clock_is_saved_with_the_step(
   c = c.copy_and_resolve_references()
   c.train.log_every = 100
   compiled = step.train
-
-  def train(state, batch):
-    if int(state["step"]) == 4:
-      raise Killed
-    return compiled(state, batch)
-
-  train._cache_size = compiled._cache_size
-  monkeypatch.setattr(step, "train", train)
+  monkeypatch.setattr(step, "train", struck(compiled, 4, killed))
   with pytest.raises(Killed):
     loop.run(c, tmp_path / "run", text, step=step)
   (line,) = metrics.read(tmp_path / "run")
