@@ -226,6 +226,15 @@ def test_verdict_names_a_leader_and_its_lead():
   assert "below b, the next" in text and "more than the noise" in text
 
 
+def test_verdict_counts_the_seeds_of_the_lead():
+  results = make(seeds=(1, 2, 3, 4, 5))
+  results["runs"] = [
+    run for run in results["runs"] if run["arch"] != "c" or run["seed"] < 4
+  ]
+  text = report_data.verdict(results, report.rows(results))
+  assert "the noise of 5 seeds" in text
+
+
 def test_verdict_of_a_tie():
   results = make()
   for run in results["runs"]:

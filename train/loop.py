@@ -246,7 +246,8 @@ def run(
     )
 
     def record(n, found, saved=False):
-      """Logs step n, whose metrics are done or nearly so."""
+      """Logs step n, whose metrics are done or nearly so; always where it is
+      saved, since a resumed run's clock is that of the last line."""
       found = jax.device_get(found)
       alive = np.atleast_1d(found.pop("alive"))
       values = {k: v.tolist() for k, v in found.items()}
