@@ -4,6 +4,7 @@ A case makes inputs whose gates are 0, 1, tiny and strong, in turn.
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -407,6 +408,56 @@ def test_inverse():
   x = -np.tril(np.ones((1, 64, 64), np.float32), -1)
   exact = np.eye(64) - np.eye(64, k=-1)
   np.testing.assert_allclose(jax.jit(chunks.inverse)(x)[0], exact, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "formula",
+  [
+    "mik,mkj->mij",
+    "mik,mjk->mij",
+    "mki,mkj->mij",
+    "mkj,mki->mij",
+    "...ki,...kj->...ij",
+    "bkih,hkj->bihj",
+    "tbhi,tbhj->hij",
+    "bhk,bhknv->bhnv",
+    "bhi,bhj->bhij",
+    "ki,kj->ij",
+  ],
+)
+def test_product(formula):
+  """However a CPU arranges it, it is the einsum, and so are its gradients."""
+  left, right, _ = formula.replace("...", "mn").replace("->", ",").split(",")
+  sizes = dict(zip("bhijkmntv", range(2, 11), strict=True))
+  x, y = (normal(n, *map(sizes.get, a)) for n, a in enumerate((left, right)))
+
+  def both(f):
+    return jax.grad(lambda x, y: weighed(f(formula, x, y)), (0, 1))(x, y)
+
+  exact = functools.partial(jnp.einsum, precision="highest")
+  close(chunks.dot(formula, x, y), exact(formula, x, y), 1e-6)
+  close(both(chunks.dot), both(exact), 1e-6)
+
+
+@pytest.mark.parametrize(
+  ("fast", "case"),
+  [
+    (gated.chunked, gated_case(64)),
+    (gated.chunked, gated_case(64, wide=True)),
+    (delta.chunked, delta_case(64)),
+    (delta.chunked, delta_case(64, wide=True, a=True)),
+  ],
+  ids=["gated", "gated, K", "delta", "delta, K, a"],
+)
+def test_products_are_quick_ones(fast, case):
+  """What a batch of matrices sums is last on the left; see cpu_product."""
+  call = functools.partial(value_and_gradient, fast, reset=None)
+  text = jax.jit(call).lower(case).compile().as_text()
+  dots = re.findall(
+    r"dot\(.*lhs_batch_dims={([\d,]+)}, lhs_contracting_dims={(\d+)}", text
+  )
+  assert len(dots) > 10
+  assert all(int(last) == batch.count(",") + 2 for batch, last in dots)
 
 
 def test_replicates():

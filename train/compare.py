@@ -297,12 +297,9 @@ class Comparison:
     for i, (seed, lr) in enumerate(group):
       own = "" if together is None else f"_{i}"
       lines = [line for line in result.curve if f"loss{own}" in line]
-      curve = {
-        "step": [line["step"] for line in lines],
-        "tokens": [line["tokens"] for line in lines],
-        "seconds": [line["seconds"] / len(group) for line in lines],
-        "loss": [line[f"loss{own}"] for line in lines],
-      }
+      curve = {key: [line[key] for line in lines] for key in CURVE[:-1]}
+      curve["seconds"] = [s / len(group) for s in curve["seconds"]]
+      curve["loss"] = [line[f"loss{own}"] for line in lines]
       score = scores[i].metrics
       # of a run that was alive, the last update may have been one too many
       alive = result.alive[i] and all(map(math.isfinite, score.values()))

@@ -30,7 +30,6 @@ from flax import nnx
 
 from arch import layers
 from arch.mixers import gated_deltanet
-from arch.mixers.gated_deltanet import unit
 from arch.mixers.mamba import dt_bias
 from arch.recurrence import delta
 
@@ -56,7 +55,7 @@ class Mixer(gated_deltanet.Mixer):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     H, G, K, V = self.sizes
-    n = cfg.steps
+    self.steps = n = cfg.steps
     inner = (1 + n) * G * K + n * H * V
     init = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
@@ -78,8 +77,7 @@ class Mixer(gated_deltanet.Mixer):
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
-    H, G, K, V = self.sizes
-    n = self.cfg.steps
+    H, n = self.cfg.count, self.steps
     state = state or {"conv": None, "S": None}
 
     def at(step, x):
@@ -88,14 +86,8 @@ class Mixer(gated_deltanet.Mixer):
       steps[step] = x
       return jnp.stack(steps, 2).reshape(B, T * n, *x.shape[2:])
 
-    inner = (1 + n) * G * K + n * H * V
-    qkv, z = jnp.split(self.in_proj(u), (inner,), -1)
-    qkv, conv = self.conv(qkv, reset, state["conv"])
-    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, (1 + n) * G * K), -1)
-    q = unit(q.reshape(B, T, G, K)) * K**-0.5
-    k = unit(k.reshape(B, T * n, G, K))
-    q, k = (jnp.repeat(t, H // G, 2) for t in (q, k))
-    v = v.reshape(B, T * n, H, V)
+    q, k, v, z, conv = self.project(u, reset, state["conv"])
+    q *= self.cfg.head**-0.5
     beta, log_alpha = self.gate(u)
     log_alpha = at(0, log_alpha)
     write = k * beta.reshape(B, T * n, H, 1)

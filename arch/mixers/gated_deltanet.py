@@ -78,6 +78,8 @@ def unit(x):
 
 
 class Mixer(nnx.Module):
+  steps = 1  # n, keys and values of a token
+
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     H, G, K, V = self.sizes
@@ -114,15 +116,19 @@ class Mixer(nnx.Module):
     return self.read(o, z), {"conv": conv, "S": S}
 
   def project(self, u, reset, conv):
-    """Unit q and k, and v, a head each, z, and the next state of the taps."""
-    B, T, _ = u.shape
+    """Unit q and k, and v, a head each, z, and the next state of the taps.
+
+    q: B T H K; k: B Tn H K; v: B Tn H V.
+    """
     H, G, K, V = self.sizes
-    qkv, z = jnp.split(self.in_proj(u), (2 * G * K + H * V,), -1)
+    n = self.steps
+    inner = (1 + n) * G * K + n * H * V
+    qkv, z = jnp.split(self.in_proj(u), (inner,), -1)
     qkv, conv = self.conv(qkv, reset, conv)
-    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, 2 * G * K), -1)
-    q, k = (unit(t.reshape(B, T, G, K)) for t in (q, k))
+    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, (1 + n) * G * K), -1)
+    q, k = (unit(t.reshape(u.shape[0], -1, G, K)) for t in (q, k))
     q, k = (jnp.repeat(t, H // G, 2) for t in (q, k))
-    return q, k, v.reshape(B, T, H, V), z, conv
+    return q, k, v.reshape(u.shape[0], -1, H, V), z, conv
 
   def gate(self, u):
     """beta and the log of alpha, in float32, the latter B T H."""

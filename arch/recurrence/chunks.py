@@ -280,6 +280,13 @@ def inverse(x):
   Blocks on the diagonal with inverses Y and Z have Z x Y below them. Stable,
   where the sum of the powers of x is not: they grow like binomials.
   """
+
+
+  def times(x, y):
+    if x.shape[-1] <= 4:  # XLA has no quick product of these on a CPU
+      return (x[..., None] * y[..., None, :, :]).sum(-2)
+    return dot("...ij,...jk->...ik", x, y)
+
   lows, x = [], x[..., None, :, :]
   while x.shape[-1] > 1:
     s = x.shape[-1] // 2
@@ -288,8 +295,7 @@ def inverse(x):
   y = jnp.ones_like(x)
   for low in lows[::-1]:
     first, second = y[..., ::2, :, :], y[..., 1::2, :, :]
-    low = dot("...ij,...jk->...ik", low, first)
-    y = grow(y, dot("...ij,...jk->...ik", second, low))
+    y = grow(y, times(second, times(low, first)))
   return y[..., 0, :, :]
 
 
