@@ -91,6 +91,12 @@ def test_the_best_rate_is_the_validation_slices(finished):
     assert arm["lr"] == min(tuned, key=tuned.get)
 
 
+def test_a_task_that_is_solved_is_tuned_by_its_loss():
+  runs = [dict(accuracy=a, nats=n) for a, n in [(1, 0.2), (1, 0.1), (0.9, 0)]]
+  assert compare.best(runs, "accuracy", "max") == runs[1]
+  assert compare.best(runs, "accuracy", "min") == runs[2]
+
+
 def test_an_interrupted_comparison_goes_on(
   finished, folder, tmp_path, monkeypatch
 ):

@@ -1,10 +1,10 @@
 """Compares architectures at equal parameters, data, tuning and seeds.
 
 Each arm is given the same grid of learning rates on seed 0, scored on the
-validation slice; its best rate then trains seeds 1 ... n, scored on the test
-slice. Seed s sees the same batches in every arm. A finished run leaves
-runs/ARM/PHASE-seedS-lrL/result.json, so an interrupted comparison goes on where
-it stopped.
+validation slice; its best rate, of equal ones that of fewer nats, then trains
+seeds 1 ... n, scored on the test slice. Seed s sees the same batches in every
+arm. A finished run leaves runs/ARM/PHASE-seedS-lrL/result.json, so an
+interrupted comparison goes on where it stopped.
 """
 
 import dataclasses
@@ -89,6 +89,12 @@ class Plan:
     cfg.model.length = self.length
     cfg = loop.resolve(cfg, data)
     return cfg if self.params is None else sizes.solve(cfg, self.params)
+
+
+def best(runs, metric: str, better: str) -> dict:
+  """The run of the best score; of several that solve a task, the surest."""
+  sign = {"min": 1, "max": -1}[better]
+  return min(runs, key=lambda run: (sign * run[metric], run["nats"]))
 
 
 class Comparison:
@@ -190,8 +196,7 @@ class Comparison:
     if not alive:
       self.say(f"{name}: diverged at every rate of {plan.lrs}; name lower ones")
       return tuned
-    best = {"min": min, "max": max}[data.better]
-    arm["lr"] = best(alive, key=lambda run: run[data.metric])["lr"]
+    arm["lr"] = best(alive, data.metric, data.better)["lr"]
     arm["lr_at_edge"] = len(plan.lrs) > 1 and arm["lr"] in (
       min(plan.lrs),
       max(plan.lrs),

@@ -281,7 +281,6 @@ def inverse(x):
   where the sum of the powers of x is not: they grow like binomials.
   """
 
-
   def times(x, y):
     if x.shape[-1] <= 4:  # XLA has no quick product of these on a CPU
       return (x[..., None] * y[..., None, :, :]).sum(-2)
