@@ -104,6 +104,7 @@ def update(found, path=FILE):
   }
   for (kind, name, section), value in found.items():
     entry = saved[kind].setdefault(name, {})
+    value = sorted(value, key=json.dumps)  # workers end in any order
     entry[section] = {"hash": digest(kind, name), **stamp, "found": value}
   for kind in KINDS:  # a mixer that is gone takes its record along
     known = set(registry.names(kind))
