@@ -276,6 +276,7 @@ def test_diverged_runs_are_listed_and_not_averaged(tmp_path):
   assert table[-1]["score"] == pytest.approx(np.mean(kept))
   text = report.leaderboard(results)
   assert "a (seed 2 of 3)" in text.replace("\n", " ") and "†" in text
+  assert "Diverged at a rate of the grid: b (1e-3)." in text
   parsed = page(results, tmp_path)
   assert "Diverged runs" in parsed.text
   assert len(report_data.diverged_runs(results)) == 2

@@ -401,6 +401,13 @@ def warnings(results, table) -> list[str]:
       f"Diverged, hence not ranked: {listed}. A mean shown for such an arm is "
       "that of the seeds that survived."
     )
+  lost = {}
+  for run in diverged_runs(results):
+    if run["phase"] == "tune":
+      lost.setdefault(run["arch"], []).append(humanise_rate(run["lr"]))
+  if lost:
+    listed = [f"{arm} ({', '.join(rates)})" for arm, rates in lost.items()]
+    found.append(f"Diverged at a rate of the grid: {names(listed)}.")
   missing = [row["arch"] for row in table if not row["scores"]]
   if missing:
     found.append(f"No final run: {names(missing)}.")
