@@ -4,6 +4,7 @@ short causal convolution.
 B batch  T time  D width  W convolution width
 """
 
+import collections
 import dataclasses
 import difflib
 import functools
@@ -125,7 +126,28 @@ class Config:
 
 
 def product(formula, x, y, precision=None):
-  """The einsum of two arrays of one dtype, summed and answered in float32."""
+  """The einsum of two arrays of one dtype, summed and answered in float32.
+
+  Each letter is once in two or three of the formula's parts, with one size, and
+  "..." in front of all parts or of none. Reverse-mode gradients only.
+
+  Raises:
+    ValueError: another formula.
+  """
+  parts = re.split(",|->", formula)
+  dotted = {part.startswith("...") for part in parts}
+  names = [part.removeprefix("...") for part in parts]
+  letters = collections.Counter("".join(names))
+  if (
+    len(names) != 3
+    or len(dotted) > 1
+    or any(len(set(n)) < len(n) or not n.isalpha() for n in names)
+    or min(letters.values()) < 2
+  ):
+    raise ValueError(
+      f"product of {formula!r}: each letter must be once in two or three of "
+      "its parts, and ... in front of all or none"
+    )
   if jax.default_backend() == "cpu":
     # XLA refuses some bfloat16 products with a float32 sum there
     return cpu_product(formula, x.astype(jnp.float32), y.astype(jnp.float32))
@@ -139,7 +161,7 @@ def cpu_product(formula, x, y):
   """The einsum of float32 arrays, as XLA takes it best on a CPU.
 
   Of a batch of matrices it has quick products where what is summed is the last
-  axis on the left. Others it gives to oneDNN one by one, which fetches 64 KiB
+  axis on the left. Others it gives to oneDNN one by one, which allocates 64 KiB
   for each: small ones take up to three times as long, and two devices wait for
   one another. The gradients are products, so they are arranged as well.
   """
@@ -147,7 +169,7 @@ def cpu_product(formula, x, y):
   batch = set(left) & set(right) & set(out)
   rows, columns = (set(a) & set(out) - batch for a in (left, right))
   if batch and rows and columns:
-    if next(c for c in out if c not in batch) in columns:
+    if [c for c in out if c not in batch][-1] in rows:
       x, y, left, right = y, x, right, left
     summed = [c for c in left if c not in out]
     names = left.replace(".", "")

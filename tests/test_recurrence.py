@@ -420,6 +420,8 @@ def test_inverse():
     "...ki,...kj->...ij",
     "bkih,hkj->bihj",
     "tbhi,tbhj->hij",
+    "mck,mrcv->mrkv",
+    "mik,mrkv->mriv",
     "bhk,bhknv->bhnv",
     "bhi,bhj->bhij",
     "ki,kj->ij",
@@ -428,7 +430,7 @@ def test_inverse():
 def test_product(formula):
   """However a CPU arranges it, it is the einsum, and so are its gradients."""
   left, right, _ = formula.replace("...", "mn").replace("->", ",").split(",")
-  sizes = dict(zip("bhijkmntv", range(2, 11), strict=True))
+  sizes = dict(zip("bchijkmnrtv", range(2, 13), strict=True))
   x, y = (normal(n, *map(sizes.get, a)) for n, a in enumerate((left, right)))
 
   def both(f):
@@ -437,6 +439,15 @@ def test_product(formula):
   exact = functools.partial(jnp.einsum, precision="highest")
   close(chunks.dot(formula, x, y), exact(formula, x, y), 1e-6)
   close(both(chunks.dot), both(exact), 1e-6)
+
+
+@pytest.mark.parametrize(
+  "formula",
+  ["ij,jk->k", "ii,ij->j", "...ij,jk->...ik", "k...i,kj->...ij", "i->i"],
+)
+def test_other_products_are_refused(formula):
+  with pytest.raises(ValueError, match="each letter must be once in two"):
+    chunks.dot(formula, jnp.ones((2, 2)), jnp.ones((2, 2)))
 
 
 @pytest.mark.parametrize(
