@@ -163,6 +163,11 @@ def test_mqar_pilot():
     ({"vocab": 8}, ["pairs=4", " vocab=8", "3"]),
     ({"pairs": ((48, 4, 1.0),)}, ["length=48", "the rows' length=64"]),
     ({"pairs": ((64, 4, -1.0),)}, ["share=-1.0"]),
+    ({"pairs": "((64,4,1e999),)"}, ["share=inf"]),
+    ({"pairs": "4)+f(a=1"}, ["are written as task:mqar,vocab=128"]),
+    ({"**{1": "2}"}, ["are written as task:mqar,vocab=128"]),
+    ({"pairs": "{[]:1}"}, ["is no number, word or tuple of numbers"]),
+    ({"pairs": "(" * 500}, ["are written as task:mqar,vocab=128"]),
     ({"pear": 4}, ["'pear'", "did you mean 'pairs'", "random_fill"]),
     ({"pairs": 2.5}, ["pairs=2.5 is neither a whole number"]),
     ({"pairs": ((64, 4),)}, ["pairs=((64, 4),)", "(length, pairs, share)"]),
@@ -173,6 +178,8 @@ def test_mqar_pilot():
     ({"vocab": "'a'"}, ["vocab='a' is no whole number"]),
     ({"vocab": "abc"}, ["vocab='abc' is no whole number"]),
     ({"length": None}, ["length=None is no whole number"]),
+    ({"vocab": True}, ["vocab=True is no whole number"]),
+    ({"vocab": 2**31}, [f"vocab={2**31} is no whole number below 2**31"]),
   ],
 )
 def test_mqar_refuses(fields, said):
@@ -254,6 +261,7 @@ def test_parity_is_scored_at_the_end_and_further_on(answer):
     ({"group": 3}, "group=3: Z2 to Z99, S3, S4 or S5"),
     ({"low": (1, 2)}, "low=(1, 2) is no whole number"),
     ({"high": 1.5}, "high=1.5 is no whole number"),
+    ({"high": 2**31}, f"high={2**31} is no whole number below 2**31"),
     ({"low": 40}, "low=40 must be at least 1 and at most high=32"),
     ({"far": 20}, "far=20 must be 0 or at least high=32"),
     ({"answer": "none"}, "answer='none': all or last"),
@@ -273,6 +281,12 @@ def test_unknown_task():
 def test_other_length():
   with pytest.raises(ValueError, match="of 64, asked for length=32"):
     data.load({"name": "task:mqar"}).batch(0, 0, 2, 32)
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_nothing_to_score(size):
+  with pytest.raises(ValueError, match=f"{size} tokens to score .eval_bytes"):
+    data.load({"name": "task:mqar"}).windows("test", 64, size)
 
 
 def test_unknown_split():

@@ -1,6 +1,12 @@
 """Symbols spell the text that they were made of, byte by byte."""
 
+import copy
+import functools
 import json
+import operator
+import random
+import re
+import time
 
 import numpy as np
 import pytest
@@ -37,6 +43,31 @@ def test_bpe_takes_long_text_in_pieces(monkeypatch):
   ids, first = bpe.encode_all(split)
   parts = np.split(ids, np.flatnonzero(first))[1:]
   assert [*map(bpe.decode, parts)] == [text, text[:50], b"\n\n"]
+
+
+def test_a_long_word_is_learnt_from_in_parts(monkeypatch):
+  """As the same parts between spaces; short words as they stand."""
+  learn = functools.partial(tokenizer.BPE.train, vocab=280)
+  words = "x1 = 'naïve'; café++\n  don't\n\n" * 9
+  short = learn([words.encode()])
+  long = "ab" * 4 + "é" * 10
+  both = learn([(words + long).encode()])
+  monkeypatch.setattr(tokenizer, "LONGEST", 8)
+  monkeypatch.setattr(tokenizer, "LONG", re.compile(r"\S{8}|\s{8}"))
+  assert learn([words.encode()]).text == short.text
+  assert learn([(words + long).encode()]).text != both.text
+  parts = [long[:8], long[8:16], long[16:]]
+  assert (
+    learn([words.encode(), long.encode()]).text
+    == learn([words.encode(), *map(str.encode, parts)]).text
+  )
+
+
+def test_a_long_word_takes_no_square_of_its_length():
+  start = time.process_time()
+  bpe = tokenizer.BPE.train([b"a" * 60_000], 280)
+  assert time.process_time() - start < 2  # 6 s if it were
+  assert bpe.decode(bpe.encode(b"a" * 60_000)) == b"a" * 60_000
 
 
 @pytest.fixture(scope="module")
@@ -81,26 +112,191 @@ def test_a_published_bpe_is_cut_where_no_symbol_changes(published, monkeypatch):
   assert bpe.encode(text.encode()).tolist() == whole
 
 
+@pytest.fixture(scope="module")
+def plain():
+  """A BPE of 290 symbols, as the library writes it."""
+  return json.loads(
+    tokenizer.BPE.train([b"aab ab hello.\nworld;\nabc\n" * 50], 290).text
+  )
+
+
+def edited(spec, changes):
+  """A copy with model.vocab=... and the like changed; ... drops a field."""
+  spec = copy.deepcopy(spec)
+  for path, value in changes.items():
+    *outer, name = path.split(".")
+    inner = functools.reduce(operator.getitem, outer, spec)
+    inner[name] = value
+    if value is ...:
+      del inner[name]
+  return json.dumps(spec)
+
+
+LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+TOKEN = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+TOKEN |= {"id": 270, "content": "<|user|>", "special": True}
+
+
+def sequence(*steps):
+  return {"type": "Sequence", "pretokenizers": [*steps, LEVEL]}
+
+
+def split(behavior):
+  pattern = {"Regex": " "}
+  return dict(type="Split", pattern=pattern, behavior=behavior, invert=False)
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {
+      "truncation": {
+        "direction": "Right",
+        "max_length": 8,
+        "strategy": "LongestFirst",
+        "stride": 0,
+      }
+    },
+    {
+      "padding": {
+        "strategy": {"Fixed": 900},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "a",
+      }
+    },
+    {"normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}]}},
+    {"post_processor": {"type": "FromTheFuture"}, "decoder": ...},
+    {"model.dropout": 0.5},
+    {"model.unk_token": "gone", "model.byte_fallback": True},
+    {"model.continuing_subword_prefix": "", "model.end_of_word_suffix": ""},
+    {"model.type": ..., "added_tokens": ...},
+    {"pre_tokenizer": LEVEL},
+  ],
+  ids=lambda changes: next(iter(changes)),
+)
+def test_what_would_change_a_text_is_left_out(plain, changes):
+  text = "aab cafe\u0301 hello.\n\r\n  world".encode()
+  ids = tokenizer.BPE(json.dumps(plain)).encode(text).tolist()
+  assert tokenizer.BPE(edited(plain, changes)).encode(text).tolist() == ids
+
+
+@pytest.mark.parametrize(
+  "steps",
+  [
+    [split("Isolated"), {"type": "Digits", "individual_digits": True}],
+    [{"type": "Punctuation", "behavior": "Contiguous"}, split("Contiguous")],
+  ],
+)
+def test_steps_that_keep_every_byte(plain, steps):
+  bpe = tokenizer.BPE(edited(plain, {"pre_tokenizer": sequence(*steps)}))
+  text = b"ab 123, (aab)  x\n"
+  assert bpe.decode(bpe.encode(text)) == text
+
+
 @pytest.mark.parametrize(
   ("changes", "said"),
   [
-    ({"normalizer": {"type": "Lowercase"}}, "Lowercase changes the text"),
-    ({"pre_tokenizer": {"type": "Whitespace"}}, "without the step ByteLevel"),
-    ({"model": {"type": "Unigram"}}, "it is a Unigram, no BPE"),
+    ({"normalizer": {"type": "Lowercase"}}, "'Lowercase' changes the text"),
+    ({"pre_tokenizer": {"type": "Whitespace"}}, "'Whitespace' is not known"),
+    ({"pre_tokenizer": sequence({"type": "Metaspace"})}, "'Metaspace' is not"),
+    ({"pre_tokenizer": sequence({"type": "Future"})}, "'Future' is not known"),
+    ({"pre_tokenizer": sequence(split("Removed"))}, "step Split removes text"),
+    ({"pre_tokenizer": None}, "it has 0 steps ByteLevel, expected one"),
+    ({"pre_tokenizer": sequence(LEVEL)}, "it has 2 steps ByteLevel"),
+    ({"pre_tokenizer": LEVEL | {"add_prefix_space": True}}, "adds a space"),
+    ({"pre_tokenizer": {"type": "ByteLevel"}}, "adds a space"),
+    ({"model.type": "Unigram"}, "of type 'Unigram', expected BPE"),
+    ({"model": None}, "its model is None, expected an object"),
+    ({"model.end_of_word_suffix": "</w>"}, "end_of_word_suffix '</w>'"),
+    ({"model.continuing_subword_prefix": "##"}, "prefix '##' is in no text"),
+    ({"added_tokens": [TOKEN | {"rstrip": True}]}, "takes the white space"),
+    ({"added_tokens": [TOKEN | {"lstrip": True}]}, "'<|user|>' takes the"),
+    ({"added_tokens": [TOKEN | {"id": 300}]}, "300 among the added tokens"),
+    ({"added_tokens": [3]}, "an added token is 3"),
+    ({"model.vocab": {}, "model.merges": []}, "its vocabulary is empty"),
+    ({"model.vocab": {"a": 0, "b": 0}, "model.merges": []}, "both its symbol"),
+    ({"model.vocab": {"a": 2**32 - 1}, "model.merges": []}, "is beyond the"),
+    ({"model.vocab": {"a": -1}, "model.merges": []}, "refuses it: invalid"),
+    ({"model.vocab": {"▁a": 0}, "model.merges": []}, "'▁a' is not spelt in"),
+    ({"model.merges": ["a b", "b q"]}, "refuses it: Token `"),
+    ({"version": "2.0"}, "refuses it: Unknown tokenizer version"),
   ],
 )
-def test_what_is_not_exact_is_refused(published, changes, said):
-  spec = json.loads(published.to_str()) | changes
+def test_what_is_not_exact_is_refused(plain, tmp_path, changes, said):
+  file = tmp_path / "tokenizer.json"
+  file.write_text(edited(plain, changes))
+  with pytest.raises(ValueError, match=re.escape(said)):
+    tokenizer.load(file)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "[]", '{"model": ', "[" * 10**5, "\x00"],
+  ids=["empty", "list", "torn", "deep", "nul"],
+)
+def test_a_torn_file_is_refused(tmp_path, text):
+  file = tmp_path / "tokenizer.json"
+  file.write_text(text)
+  with pytest.raises(ValueError, match="it is not JSON|expected an object"):
+    tokenizer.load(file)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_files_are_exact_or_refused(published, plain, tmp_path, seed):
+  rng = random.Random(seed)
+  file = tmp_path / "tokenizer.json"
+  text = "aab 12 hello.\n\r\n  world<|start|>   é".encode()
+  values = [None, True, 0, -1, 2**32, 1.5, "x", "Removed", [], {}, [None]]
+  exact = 0
+  for spec in [json.loads(published.to_str()), plain] * 20:
+    spec = copy.deepcopy(spec)
+    inner = spec
+    for _ in range(rng.randrange(5)):
+      inside = [v for v in inner.values() if isinstance(v, dict) and v]
+      lists = [v[0] for v in inner.values() if isinstance(v, list) and v]
+      inside += [v for v in lists if isinstance(v, dict)]
+      inner = rng.choice(inside or [inner])
+    name = rng.choice(list(inner))
+    inner[name] = rng.choice(values)
+    file.write_text(json.dumps(spec))
+    try:
+      bpe = tokenizer.load(file)
+      assert bpe.decode(bpe.encode(text)) == text
+      exact += 1
+    except ValueError as error:
+      assert "\n" not in str(error) and len(str(error)) < 400
+  assert exact
+
+
+def test_a_byte_without_a_symbol_is_refused_in_the_text_that_holds_it(plain):
+  vocab = {k: i for i, k in enumerate(plain["model"]["vocab"]) if k != "č"}
+  bpe = tokenizer.BPE(edited(plain, {"model.vocab": vocab}))
+  assert bpe.decode(bpe.encode(b"aab\n")) == b"aab\n"
+  said = "no symbol for 0x0d, which is byte 8 of the text; .*'bytes' takes any"
   with pytest.raises(ValueError, match=said):
-    tokenizer.BPE(json.dumps(spec))
+    bpe.encode_all(corpus.Split.of([b"aab\n", b"aab \r\n"]))
 
 
-def test_a_prefix_space_and_other_letters_are_refused(published):
-  spec = json.loads(published.to_str())
-  spec["pre_tokenizer"]["pretokenizers"][1]["add_prefix_space"] = True
-  with pytest.raises(ValueError, match="adds a space"):
-    tokenizer.BPE(json.dumps(spec))
-  spec = json.loads(published.to_str())
-  spec["model"]["vocab"]["▁a"] = 400
-  with pytest.raises(ValueError, match="'▁a' is not spelt in bytes"):
-    tokenizer.BPE(json.dumps(spec))
+def test_symbols_are_compared_with_the_text(plain):
+  bpe = tokenizer.BPE(json.dumps(plain))
+  bpe.pieces[bpe.encode(b"aab")[0]] = b"aaB"
+  said = "not exact: at byte 4 of .* spell b'B' for b'b'"
+  with pytest.raises(ValueError, match=said):
+    bpe.encode(b"a aab")
+
+
+def test_words_that_hold_line_feeds_are_not_cut(plain, monkeypatch):
+  """Without a split into words a symbol may hold any line feed."""
+  spec = copy.deepcopy(plain)
+  spec["pre_tokenizer"]["use_regex"] = False
+  size = len(spec["model"]["vocab"])
+  spec["model"]["vocab"] |= {"bĊ": size, "bĊa": size + 1}
+  spec["model"]["merges"][:0] = [["b", "Ċ"], ["bĊ", "a"]]
+  across = [TOKEN | {"id": size, "content": "b\na"}]
+  monkeypatch.setattr(tokenizer, "PIECE", 1)
+  for text in (json.dumps(spec), edited(plain, {"added_tokens": across})):
+    bpe = tokenizer.BPE(text)
+    assert b"b\na" in [bpe.decode([i]) for i in bpe.encode(b"b\nab\nab\na")]

@@ -14,6 +14,8 @@ import urllib.request
 
 import tensorflow_datasets as tfds
 
+from train import corpus
+
 # tests would teach literals, the last two are not the standard library
 LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages"}
 
@@ -36,16 +38,10 @@ def stdlib_files() -> dict[str, bytes]:
   files = {}
   for path in sorted(root.rglob("*.py")):
     name = path.relative_to(root)
-    if LEFT_OUT.isdisjoint(name.parts) and (text := path.read_bytes()):
-      files[name.as_posix()] = text
+    if LEFT_OUT.isdisjoint(name.parts) and path.is_file():
+      if text := path.read_bytes():
+        files[name.as_posix()] = text
   return files
-
-
-def split_of(name: str) -> str:
-  """90 % train, 5 % validation, 5 % test, by a hash of the name alone."""
-  digest = hashlib.sha256(name.encode()).digest()
-  part = int.from_bytes(digest[:8], "big") % 100
-  return "train" if part < 90 else "validation" if part < 95 else "test"
 
 
 class Stdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -65,12 +61,12 @@ class Stdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    files = stdlib_files()
+    files = {split: {} for split in corpus.TFDS}
+    for name, text in stdlib_files().items():
+      files[corpus.split_of(name.encode())][name] = text
     return {
-      split: self._generate_examples(
-        {n: text for n, text in files.items() if split_of(n) == split}
-      )
-      for split in ("train", "validation", "test")
+      corpus.TFDS[split]: self._generate_examples(part)
+      for split, part in files.items()
     }
 
   def _generate_examples(self, files):

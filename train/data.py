@@ -18,6 +18,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -27,10 +28,10 @@ from absl import logging
 
 from arch.layers import closest
 from arch.lm import configure
-from train import corpus, tasks, tokenizer
+from train import cache, corpus, tasks, tokenizer
 from train.corpus import Progress, Split
 
-KNOWN = ("stdlib", "text:PATH", "tfds:NAME[/CONFIG]")
+KNOWN = ("stdlib", "text:PATH", "bytes:PATH", "tfds:NAME[/CONFIG]")
 VALID, TEST = 1, 2  # streams of a task's key; 0 is training's
 
 Batch = dict[str, np.ndarray]
@@ -41,8 +42,9 @@ class Config:
   """Which data.
 
   Attributes:
-    name: stdlib, text:PATH, tfds:NAME[/CONFIG] or task:NAME, which may be
-      followed by fields of the task's own Config: task:mqar,vocab=128,pairs=8.
+    name: stdlib, text:PATH, bytes:PATH, tfds:NAME[/CONFIG] (see train.corpus)
+      or task:NAME, which may be followed by fields of the task's own Config:
+      task:mqar,vocab=128,pairs=8.
     tokenizer: of text: bytes or bpe.
     vocab: of bpe: how many symbols to learn.
     documents: whether text begins anew at each document (start symbol and
@@ -60,7 +62,8 @@ class Config:
         f"unknown tokenizer {self.tokenizer!r}: "
         f"{closest(self.tokenizer, tokenizer.KINDS)}"
       )
-    if self.tokenizer == "bpe" and not 256 <= self.vocab <= 65536:
+    whole = isinstance(self.vocab, int) and not isinstance(self.vocab, bool)
+    if self.tokenizer == "bpe" and not (whole and 256 <= self.vocab <= 65536):
       raise ValueError(f"vocab={self.vocab}: a byte-level BPE has 256 to 65536")
 
 
@@ -83,11 +86,15 @@ def load(
     return Task(name, _fields(cfg.name, fields))
   if cfg.name == "stdlib":
     source = corpus.from_stdlib(progress)
-  elif kind == "text" and rest:
-    source = corpus.from_path(rest)
+  elif kind in ("text", "bytes") and rest:
+    source = corpus.from_path(rest, kind == "bytes", progress)
   elif kind == "tfds" and rest:
     source = corpus.from_tfds(rest, progress)
   else:
+    if os.path.exists(os.path.expanduser(cfg.name)):
+      raise ValueError(
+        f"unknown data {cfg.name!r}: text in a file is text:{cfg.name}"
+      )
     known = [*KNOWN, *(f"task:{name}" for name in tasks.names())]
     raise ValueError(f"unknown data {cfg.name!r}: {closest(cfg.name, known)}")
   if not cfg.documents:
@@ -249,8 +256,13 @@ class Text:
     if size is None or size >= len(part.bytes):
       packed = self._packed(split)
     else:
-      part = part.head(size)
-      packed = self._pack(part)
+      part = part.head(max(size, 0))
+      if not len(part.bytes):
+        raise ValueError(
+          f"{self.name}: the first {size} bytes of its {split} split hold no "
+          "whole symbol of UTF-8; score more (eval_bytes)"
+        )
+      packed = self._pack(split, part)
 
     def make(index):
       starts = (index * batch + np.arange(batch)) * length
@@ -267,25 +279,30 @@ class Text:
       )
     return self.corpus.splits[split]
 
-  def _pack(self, part: Split) -> Packed:
-    return Packed(*self.tokenizer.encode_all(part), self.vocab)
+  def _pack(self, split: str, part: Split) -> Packed:
+    try:
+      return Packed(*self.tokenizer.encode_all(part), self.vocab)
+    except ValueError as error:
+      raise ValueError(f"{self.name}, {split}: {error}") from None
 
   def _encode(self, split: str) -> Packed:
     part = self._split(split)
     if isinstance(self.tokenizer, tokenizer.Bytes):
-      return self._pack(part)
+      return self._pack(split, part)
 
     def fill(folder):
       self._progress(
         f"encoding the {split} split of {self.name}, once: "
         f"{len(part.bytes) / 1e6:.1f} MB"
       )
-      packed = self._pack(part)
+      packed = self._pack(split, part)
       np.save(folder / "targets.npy", packed.targets)
       np.save(folder / "first.npy", packed.first)
 
-    folder = corpus.cached(
-      f"tokens-{self.hash[:32]}-{self.tokenizer.hash[:32]}-{split}", fill
+    folder = cache.kept(
+      f"tokens-{self.hash[:32]}-{self.tokenizer.hash[:32]}-{split}",
+      fill,
+      self._progress,
     )
     targets, first = (
       np.load(folder / f"{name}.npy", mmap_mode="r")
@@ -304,7 +321,7 @@ def _bpe(source: corpus.Corpus, vocab: int, progress: Progress):
     learnt = tokenizer.BPE.train(train.documents(), vocab)
     learnt.save(folder / tokenizer.FILE)
 
-  folder = corpus.cached(f"bpe-{source.hash[:32]}-{vocab}", fill)
+  folder = cache.kept(f"bpe-{source.hash[:32]}-{vocab}", fill, progress)
   return tokenizer.load(folder / tokenizer.FILE)
 
 
@@ -312,13 +329,15 @@ def _fields(name: str, text: str) -> dict[str, Any]:
   """a=1,b=(2,3),c=word as a dict."""
   try:
     call = ast.parse(f"f({text})", mode="eval").body
-    if call.args:
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+      raise ValueError("not fields and values alone")
+    if call.args or any(k.arg is None for k in call.keywords):
       raise ValueError("a value without a field's name")
     return {k.arg: _value(k) for k in call.keywords}
-  except (ValueError, SyntaxError) as error:
+  except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
     raise ValueError(
       f"{name!r}: fields of a task are written as task:mqar,vocab=128,pairs=8 "
-      f"({error})"
+      f"({getattr(error, 'msg', error)})"
     ) from None
 
 
@@ -327,7 +346,7 @@ def _value(field: ast.keyword):
     return field.value.id
   try:
     return ast.literal_eval(field.value)
-  except ValueError:
+  except (ValueError, TypeError):
     raise ValueError(
       f"{ast.unparse(field)} is no number, word or tuple of numbers"
     ) from None
@@ -366,6 +385,8 @@ class Task:
     streams = {"valid": VALID, "test": TEST}
     if split not in streams:
       raise ValueError(f"unknown split {split!r}: {closest(split, streams)}")
+    if size < 1:
+      raise ValueError(f"{self.name}: {size} tokens to score (eval_bytes)")
     cfg = self.cfg.scored
     make = jax.jit(
       lambda index: self._make(cfg, (streams[split], 0, index), batch, length)

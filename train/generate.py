@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 from collections.abc import Iterator
 
 import jax
@@ -13,23 +14,29 @@ from train import checkpoint, tokenizer
 
 
 def sample(logits, key, temperature: float, top_p: float):
-  """A symbol a row of B V logits.
+  """A symbol a row of B V logits; -1 where the largest is no finite number.
 
   Of the likeliest symbols, as few are drawn from as hold `top_p` of the
-  probability (nucleus sampling, https://arxiv.org/abs/1904.09751); at a
-  temperature of 0 the likeliest is taken.
+  probability (nucleus sampling, https://arxiv.org/abs/1904.09751), equal ones
+  from the first on; at a temperature of 0 the likeliest is taken.
   """
+  likeliest = jnp.max(logits, -1, keepdims=True)
+  known = jnp.isfinite(likeliest[..., 0])
   if temperature == 0:
-    return jnp.argmax(logits, -1)
-  logits = logits / temperature
-  ranked = -jnp.sort(-logits, -1)
-  share = jax.nn.softmax(ranked, -1)
-  before = jnp.cumsum(share, -1) - share
-  # the likeliest is kept whatever top_p is
-  inside = (before < top_p).at[..., 0].set(True)
-  least = jnp.min(jnp.where(inside, ranked, jnp.inf), -1, keepdims=True)
-  kept = jnp.where(logits >= least, logits, -jnp.inf)
-  return jax.random.categorical(key, kept)
+    return jnp.where(known, jnp.argmax(logits, -1), -1)
+  # below 0, so that no quotient overflows but to -inf; XLA multiplies by 1/t
+  gap = logits.astype(jnp.float32) - likeliest.astype(jnp.float32)
+  least = float(jnp.finfo(jnp.float32).tiny)
+  logits = gap / min(max(temperature, least), 1 / least)
+  if top_p < 1:
+    order = jnp.argsort(-gap, -1)  # quotients may be equal
+    share = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), -1)
+    before = jnp.cumsum(share, -1) - share
+    # the likeliest is kept whatever top_p is
+    inside = (before < top_p).at[..., 0].set(True)
+    kept = jnp.take_along_axis(inside, jnp.argsort(order, -1), -1)
+    logits = jnp.where(kept, logits, -jnp.inf)
+  return jnp.where(known, jax.random.categorical(key, logits), -1)
 
 
 def stream(
@@ -47,13 +54,15 @@ def stream(
   It ends before `size` bytes where a model's learned positions do.
 
   Raises:
-    ValueError: no such run, one that was trained on a task, or a prompt longer
-      than the model's learned positions.
+    ValueError: no such run, one that was trained on a task, one that diverged,
+      or a prompt longer than the model's learned positions.
   """
   if not 0 <= temperature < math.inf:
     raise ValueError(f"--temperature={temperature} must be 0 or a number above")
   if not 0 <= top_p <= 1:
     raise ValueError(f"--top_p={top_p} must be from 0 to 1")
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"--seed={seed} must be from 0 to 2**32 - 1")
   tokens = tokenizer.of_run(workdir)
   model = checkpoint.load_model(workdir, which)
   graph, weights = lm.split(model)
@@ -80,6 +89,10 @@ def stream(
   later = jnp.zeros((1, 1), bool)
   while True:
     symbol = draw(logits, step)
+    if symbol[0] < 0:
+      raise ValueError(
+        f"{os.fspath(workdir)}: the model's logits are no numbers"
+      )
     piece = tokens.decode([int(symbol[0])])
     yield piece
     written += len(piece)

@@ -122,7 +122,7 @@ def keep_programs(backend: str):
   """
   import jax
 
-  from train.corpus import cache
+  from train import cache
 
   if jax.config.jax_compilation_cache_dir:
     return
@@ -132,7 +132,7 @@ def keep_programs(backend: str):
       return
     # a home folder may be shared by machines of other instruction sets
     name += "-" + hashlib.sha256("".join(cpu("flags")).encode()).hexdigest()[:8]
-  folder = cache() / "programs" / name
+  folder = cache.root() / "programs" / name
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:

@@ -1,21 +1,24 @@
 """Bytes to symbols and back, without loss: bytes, or a byte-level BPE.
 
 Both are exact: decode(encode(text)) == text, so that bits per byte can count
-the bytes of the raw text. The BPE needs UTF-8; bytes need nothing.
+the bytes of the raw text. The BPE needs UTF-8; bytes need nothing. What a BPE
+answers is compared with the text, always.
 """
 
 import concurrent.futures
-import functools
+import contextlib
 import hashlib
 import itertools
 import json
+import os
 import pathlib
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from train import workdir
+from train import exactness, workdir
 from train.corpus import Split
 
 KINDS = ("bytes", "bpe")
@@ -23,10 +26,9 @@ FILE = "tokenizer.json"  # in a run's workdir
 # The BPE takes BATCH pieces of about PIECE characters at once: it needs some
 # 200 bytes of memory a character.
 PIECE, BATCH = 1 << 13, 256
-# Where a text may be cut without changing a symbol. GPT-2's split into words
-# never joins a line feed that is followed by no white space to what precedes
-# it; those of later models join it to punctuation.
-SEAM, NARROW_SEAM = r"\n(?=\S)", r"(?<=[^\W_])\n(?=\S)"
+# A BPE is learnt in time that grows with the square of a word's length.
+LONGEST = 1 << 10
+LONG = re.compile(rf"(?<!\S)\S{{{LONGEST}}}|(?<!\s)\s{{{LONGEST}}}")
 
 
 class Bytes:
@@ -52,8 +54,9 @@ class BPE:
   """A byte-level BPE of the `tokenizers` library, from that library's JSON.
 
   Symbols that stand for a text of their own, such as <|endoftext|>, are read
-  where that text stands and never added. A normaliser to Unicode's NFC is left
-  out: it would change the text whose bytes are counted.
+  where that text stands and never added. What would change the text, such as a
+  normaliser to NFC, is left out or refused: see train.exactness. A byte without
+  a symbol is refused in the text that holds it.
 
   Args:
     text: the JSON.
@@ -67,42 +70,39 @@ class BPE:
   def __init__(self, text: str, size: int = 0):
     import tokenizers
 
-    spec = json.loads(text)
-    _check(spec)
+    spec = exactness.parsed(text)
+    steps, exact = exactness.steps(spec), exactness.exact(spec)
+    with _library():
+      self.bpe = tokenizers.Tokenizer.from_str(json.dumps(exact))
     self.text = text
-    self.bpe = tokenizers.Tokenizer.from_str(
-      json.dumps(spec | {"normalizer": None})
-    )
-    added = {token["content"] for token in spec["added_tokens"]}
-    letters = _letters()
-    ids = self.bpe.get_vocab()
-    self.pieces = [b""] * max(size, 1 + max(ids.values()))
-    for token, i in ids.items():
-      if token in added:
-        self.pieces[i] = token.encode()
-      elif letters.keys() >= set(token):
-        self.pieces[i] = bytes(letters[c] for c in token)
-      else:
-        raise ValueError(f"its symbol {token!r} is not spelt in bytes")
+    self.pieces = exactness.pieces(spec, self.bpe.get_vocab(), size)
     self.dtype = np.min_scalar_type(len(self.pieces) - 1)
-    plain = spec["pre_tokenizer"]["type"] == "ByteLevel"
-    self.seam = re.compile(SEAM if plain else NARROW_SEAM)
+    self.seam = re.compile(exactness.seam(spec, steps))
 
   @classmethod
   def train(cls, documents: Iterable[bytes], vocab: int) -> "BPE":
-    """Learns at most `vocab` symbols; short text may yield fewer."""
+    """Learns at most `vocab` symbols; short text may yield fewer.
+
+    A word of more than LONGEST characters is learnt from in parts.
+    """
     import tokenizers
     from tokenizers import models, pre_tokenizers, trainers
 
     bpe = tokenizers.Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = level
     trainer = trainers.BpeTrainer(
       vocab_size=vocab,
       show_progress=False,
-      initial_alphabet=sorted(_letters()),
+      initial_alphabet=sorted(exactness.letters()),
     )
-    seam = re.compile(SEAM)
-    texts = (piece for d in documents for piece in _cut(_text(d), seam))
+    seam = re.compile(exactness.SEAM)
+    texts = (
+      part
+      for document in documents
+      for piece in _cut(_text(document), seam)
+      for part in _parts(piece, level)
+    )
     # in a thread: a signal is not heard in a call of minutes
     with concurrent.futures.ThreadPoolExecutor(1) as one:
       one.submit(bpe.train_from_iterator, texts, trainer).result()
@@ -125,21 +125,40 @@ class BPE:
     return self.encode_all(Split.of([text]))[0]
 
   def encode_all(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The symbols of a split, and True where one begins a document."""
-    pieces = (
-      (piece, i == 0)
-      for document in split.documents()
-      for i, piece in enumerate(_cut(_text(document), self.seam))
-    )
+    """The symbols of a split, and True where one begins a document.
+
+    Raises:
+      ValueError: the text is not UTF-8, or the symbols do not spell it.
+    """
+    pieces = _pieces(split, self.seam)
     ids, first = [np.zeros(0, self.dtype)], [np.zeros(0, bool)]
+    at = 0
     while batch := list(itertools.islice(pieces, BATCH)):
-      found = self.bpe.encode_batch_fast(
-        [piece for piece, _ in batch], add_special_tokens=False
-      )
-      for encoding, (_, begins) in zip(found, batch, strict=True):
-        ids.append(np.array(encoding.ids, self.dtype))
-        first.append((np.arange(len(encoding.ids)) == 0) & begins)
+      with _library():
+        made = self.bpe.encode_batch_fast(
+          [piece for piece, _ in batch], add_special_tokens=False
+        )
+      for encoding, (piece, begins) in zip(made, batch, strict=True):
+        found, text = encoding.ids, piece.encode()
+        spelt = self.decode(found)
+        if spelt != text:
+          raise ValueError(self._difference(text, spelt, at))
+        at += len(text)
+        ids.append(np.array(found, self.dtype))
+        first.append((np.arange(len(found)) == 0) & begins)
     return np.concatenate(ids), np.concatenate(first)
+
+  def _difference(self, text: bytes, spelt: bytes, at: int) -> str:
+    same = len(os.path.commonprefix([text, spelt]))
+    where = f"byte {at + same} of the text"
+    if same < len(text) and text[same : same + 1] not in self.pieces:
+      why = f"has no symbol for 0x{text[same]:02x}, which is {where}"
+    else:
+      why = (
+        f"is not exact: at {where} its symbols spell "
+        f"{spelt[same : same + 9]!r} for {text[same : same + 9]!r}"
+      )
+    return f"the BPE {why}; the tokenizer 'bytes' takes any text"
 
   def decode(self, ids: Iterable[int]) -> bytes:
     return b"".join(self.pieces[i] for i in ids)
@@ -156,31 +175,27 @@ def _save(path, text: str):
 
 
 def load(path: pathlib.Path, size: int = 0) -> Bytes | BPE:
-  """What `save` wrote; a BPE padded to so many symbols."""
-  text = pathlib.Path(path).read_text(encoding="utf-8")
-  kind = json.loads(text)["model"]["type"]
+  """What `save` wrote; a BPE padded to so many symbols.
+
+  Raises:
+    ValueError: the file is torn, of another kind, or not exact.
+  """
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise ValueError(f"there is no file {path}")
+  text = path.read_text(encoding="utf-8")
+  kind = exactness.field(exactness.parsed(text), "model", dict).get("type")
   return Bytes() if kind == "bytes" else BPE(text, size)
 
 
-def _check(spec):
-  """ValueError unless a tokenizer's JSON is of an exact byte-level BPE."""
-
-  def parts(name, inner):
-    one = spec[name]
-    return (one or {}).get(inner, [one] if one else [])
-
-  kind = spec["model"]["type"]
-  if kind != "BPE":
-    raise ValueError(f"it is a {kind}, no BPE")
-  for part in parts("normalizer", "normalizers"):
-    if part["type"] != "NFC":
-      raise ValueError(f"its normaliser {part['type']} changes the text")
-  splits = parts("pre_tokenizer", "pretokenizers")
-  levels = [part for part in splits if part["type"] == "ByteLevel"]
-  if not levels:
-    raise ValueError("it splits text without the step ByteLevel")
-  if any(level["add_prefix_space"] for level in levels):
-    raise ValueError("it adds a space before a text")
+@contextlib.contextmanager
+def _library():
+  """Turns what `tokenizers` raises, a plain Exception, into a ValueError."""
+  try:
+    yield
+  except Exception as error:
+    why = textwrap.shorten(str(error), 300)
+    raise ValueError(f"the library tokenizers refuses it: {why}") from None
 
 
 def of_run(run) -> Bytes | BPE:
@@ -195,16 +210,32 @@ def of_run(run) -> Bytes | BPE:
     raise ValueError(
       f"no {path}: {run} is no run on text (a task has no tokeniser)"
     )
-  return load(path, size)
+  try:
+    tokens = load(path, size)
+  except ValueError as error:
+    raise ValueError(f"{path}: {error}") from None
+  if tokens.vocab != size:
+    raise ValueError(f"{path} has {tokens.vocab} symbols, its model {size}")
+  return tokens
 
 
-def _text(text: bytes) -> str:
+def _pieces(split: Split, seam: re.Pattern) -> Iterator[tuple[str, bool]]:
+  """What documents are encoded in, and whether each begins one."""
+  at = 0
+  for document in split.documents():
+    for i, piece in enumerate(_cut(_text(document, at), seam)):
+      yield piece, i == 0
+    at += len(document)
+
+
+def _text(text: bytes, at: int = 0) -> str:
+  """The text that stands `at` bytes after the start."""
   try:
     return text.decode()
   except UnicodeDecodeError as error:
     raise ValueError(
-      f"byte {error.start} of the text is not UTF-8 ({error.reason}), which a "
-      "BPE needs; the tokenizer 'bytes' takes any text"
+      f"byte {at + error.start} of the text is not UTF-8 ({error.reason}), "
+      "which a BPE needs; the tokenizer 'bytes' takes any text"
     ) from error
 
 
@@ -218,11 +249,11 @@ def _cut(text: str, seam: re.Pattern) -> Iterator[str]:
     start = end
 
 
-@functools.cache
-def _letters() -> dict[str, int]:
-  """Letter -> byte as GPT-2 writes bytes: printable ones are themselves."""
-  printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-  rest = [b for b in range(256) if b not in printable]
-  return {chr(b): b for b in printable} | {
-    chr(256 + i): b for i, b in enumerate(rest)
-  }
+def _parts(text: str, level) -> Iterator[str]:
+  """The text, or its words in parts where one may be too long to learn from."""
+  if not LONG.search(text):
+    yield text
+    return
+  for _, (start, end) in level.pre_tokenize_str(text):
+    for at in range(start, end, LONGEST):
+      yield text[at : min(at + LONGEST, end)]

@@ -9,12 +9,22 @@ batch(cfg, key, batch): dict of tokens, targets, weights and reset, each
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 
 from arch.layers import closest
 
 
 def names() -> list[str]:
   return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def check_whole(cfg, names: Iterable[str]):
+  """ValueError unless these fields are whole numbers that int32 can hold."""
+  for name in names:
+    value = getattr(cfg, name)
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or abs(value) >= 2**31:
+      raise ValueError(f"{name}={value!r} is no whole number below 2**31")
 
 
 def get(name: str):

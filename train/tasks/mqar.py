@@ -13,9 +13,12 @@ L tokens a sequence  K pairs  T tokens a row
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+
+from train.tasks import check_whole
 
 POWER = 0.01
 
@@ -38,14 +41,13 @@ class Config:
   random_fill: bool = False
 
   def __post_init__(self):
-    for name in ("vocab", "length"):
-      if not isinstance(getattr(self, name), int):
-        raise ValueError(f"{name}={getattr(self, name)!r} is no whole number")
+    check_whole(self, ("vocab", "length"))
     if not isinstance(self.pairs, int):  # lists, where it was read from JSON
       object.__setattr__(self, "pairs", mixed(self.pairs))
     for length, pairs, share in self.mixture:
       where = f"{length=}, {pairs=}, {share=}"
-      if length % 2 or pairs < 1 or 4 * pairs > length or share <= 0:
+      positive = 0 < share < math.inf
+      if length % 2 or pairs < 1 or 4 * pairs > length or not positive:
         raise ValueError(
           f"{where}: length must be even, pairs 1 to length/4, share positive"
         )

@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from train.tasks import check_whole
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -47,9 +49,7 @@ class Config:
   length: int = 0
 
   def __post_init__(self):
-    for name in ("low", "high", "far", "length"):
-      if not isinstance(getattr(self, name), int):
-        raise ValueError(f"{name}={getattr(self, name)!r} is no whole number")
+    check_whole(self, ("low", "high", "far", "length"))
     if not re.fullmatch(r"Z([2-9]|[1-9]\d)|S[345]", str(self.group)):
       raise ValueError(f"group={self.group}: Z2 to Z99, S3, S4 or S5")
     if not 1 <= self.low <= self.high:
