@@ -43,6 +43,12 @@ TOGETHER = flags.DEFINE_integer(
   0,
   "Runs that one program trains at once; 0: one on a CPU, else all.",
 )
+OLD_CODE = flags.DEFINE_bool(
+  "old_code", False, "Keep finished runs that older code of an arm trained."
+)
+FIGURES = flags.DEFINE_bool(
+  "figures", False, "Also write every figure as SVG, PNG and PDF."
+)
 REPORT = flags.DEFINE_list(
   "report", None, "Workdirs of finished comparisons to report together."
 )
@@ -64,6 +70,8 @@ def main(argv):
   command.no_more(argv)
   from train import platform, report
 
+  if FIGURES.value:
+    report.converter()  # not after hours of training
   if REPORT.value is not None:
     workdir = WORKDIR.value
     conditions = report.gather(REPORT.value, workdir)
@@ -90,13 +98,14 @@ def main(argv):
       workdir,
       say=command.say,
       together=TOGETHER.value,
+      old_code=OLD_CODE.value,
     )
     conditions = comparison.run()
     if conditions is None:
       command.say(f"stopped; go on with: {platform.command()}")
       return
   print(report.leaderboard(conditions), flush=True)
-  files = report.write(conditions, workdir)
+  files = report.write(conditions, workdir, FIGURES.value)
   print("\n" + "\n".join(f"wrote {path}" for path in files.values()))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import configs
-from train import compare, loop, metrics, report
+from train import compare, loop, metrics, provenance, report
 
 # they share a comparison that was made once
 pytestmark = pytest.mark.xdist_group("compare")
@@ -309,6 +309,46 @@ def test_runs_of_an_edited_config_are_not_reused(finished, folder, tmp_path):
     cfg.train.decay = 0.25
   with pytest.raises(ValueError, match="decay: saved 0.1, given 0.25"):
     made.run()
+
+
+def test_runs_of_other_code_are_refused_unless_told(
+  finished, folder, tmp_path, monkeypatch
+):
+  old, whole, _ = finished
+  run = whole["runs"][0]
+  assert run["code"] and run["versions"]["jax"] and run["machine"]["cpu"]
+  shutil.copytree(old, tmp_path / "copy")
+  known = provenance.code
+  monkeypatch.setattr(
+    provenance, "code", lambda m: known(m) + "x" * (m.pattern[0] == "mamba2")
+  )
+  made, _ = comparison(tmp_path / "copy", plan(folder))
+  with pytest.raises(
+    ValueError, match="other code of mamba2: .*--old_code"
+  ) as e:
+    made.run()
+  assert "\n" not in str(e.value)
+  # and where it cannot be known, that is said
+  for file in (tmp_path / "copy" / "runs" / "attention").glob("*/result.json"):
+    saved = json.loads(file.read_text())
+    for key in ("code", "versions", "machine"):
+      del saved[key]
+    file.write_text(json.dumps(saved))
+  made.old_code = True
+  results = made.run()
+  assert scores(results) == scores(whole)
+  assert "at the commits unknown (4) and" in report.leaderboard(results)
+  # nor does one go on that other code began
+  path = tmp_path / "begun"
+  assert made.begun(path, "mamba2") != made.begun(path, "attention")
+  (path / "checkpoints" / "4").mkdir(parents=True)
+  assert made.begun(path, "attention") == made.code["attention"]
+  assert made.begun(path, "mamba2") == made.code["attention"]
+  made.old_code = False
+  with pytest.raises(
+    ValueError, match="begun was trained by other code of mam"
+  ):
+    made.begun(path, "mamba2")
 
 
 def test_no_arm():

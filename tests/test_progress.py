@@ -22,6 +22,22 @@ def test_a_file_gets_lines(monkeypatch):
   assert "3/3" in bars[-1] and "\r" not in out.getvalue()
 
 
+def test_a_line_of_a_long_name_is_whole_in_80_columns(monkeypatch):
+  out = io.StringIO()
+  monkeypatch.setattr(sys, "stderr", out)
+  monkeypatch.setattr(progress, "EVERY", 0.0)
+  name = "gated_deltanet:neg_eigval=True final seed 1 lr 0.0025"
+  with progress.bar(
+    total=123_456_789, desc=name, unit="tok", unit_scale=True
+  ) as bar:
+    bar.start_t -= 10_000
+    bar.set_postfix_str("loss 1.234", refresh=False)
+    bar.update(12_345_678)
+  line = out.getvalue().splitlines()[-1]
+  assert len(line) <= 80 and line.endswith("tok/s, loss 1.234")
+  assert line.startswith("gated_del…l seed 1 lr 0.0025: 12.3M/123M, ")
+
+
 def test_a_file_is_not_filled(monkeypatch):
   out = io.StringIO()
   monkeypatch.setattr(sys, "stderr", out)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import configs
 from arch import registry
 from train import provenance
 from train.report import architectures
@@ -75,3 +76,36 @@ def test_a_record_is_of_all_code_that_a_mixer_imports():
     "arch/layers.py",
   } <= found
   assert not any("attend" in file or "lm.py" in file for file in found)
+
+
+def test_code_is_what_an_arm_trains_by(monkeypatch):
+  """Its mixers, channels, vocabulary, what those import, and the step."""
+  read = []
+  monkeypatch.setattr(provenance, "_hash", lambda files: read.extend(files))
+  provenance.code(configs.load("griffin").model)
+  assert {
+    "arch/mixers/rglru.py",
+    "arch/mixers/attention.py",
+    "arch/recurrence/diagonal.py",
+    "arch/channels/geglu.py",
+    "arch/vocab/full.py",
+    "arch/lm.py",
+    "train/step.py",
+    "train/optimizer.py",
+  } <= set(read)
+  assert not any("mamba" in file or "experts" in file for file in read)
+
+
+def test_the_verdict_says_what_was_held_against_what():
+  rows = [
+    {"name": "a", "wrong": [], "sources": ["transformers AMixer"]},
+    {"name": "b", "wrong": ["tpu stale"], "sources": ["a loop of arXiv 1.2"]},
+    {"name": "c", "wrong": ["cases stale"], "sources": ["fla naive_c"]},
+    {"name": "d", "wrong": ["cases unverified"], "sources": []},
+  ]
+  said = "1 held against the code of others, 1 against loops over the equations"
+  assert said in architectures.verdict(rows)
+  assert "papers (b), 2 against nothing" in architectures.verdict(rows)
+  assert architectures.verdict(rows[:1]) == (
+    "1 token mixer: 1 held against the code of others; no gaps."
+  )

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import re
+import sys
+import types
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -223,16 +225,35 @@ def test_verdict_names_a_leader_and_its_lead():
   results = make()
   text = report_data.verdict(results, report.rows(results))
   assert text.startswith("a leads with 2.00")
+  assert "after 7 tokens a parameter" in text
   assert "below b, the next" in text and "more than the noise" in text
 
 
-def test_verdict_counts_the_seeds_of_the_lead():
+def test_seeds_that_not_all_arms_have_are_left_out_and_named():
   results = make(seeds=(1, 2, 3, 4, 5))
   results["runs"] = [
     run for run in results["runs"] if run["arch"] != "c" or run["seed"] < 4
   ]
+  table = report.rows(results)
+  assert "the noise of 3 seeds" in report_data.verdict(results, table)
+  assert [row["seeds"] for row in table] == [[1, 2, 3]] * 3
+  said = " ".join(report.leaderboard(results).split())
+  assert "left out of scores and ranks: a (4, 5) and b (4, 5)." in said
+
+
+def test_verdict_names_the_arm_that_is_better_on_common_seeds():
+  results = make(("a", "b"), seeds=(1, 2, 3, 4, 5))
+  scores = {
+    "a": {1: 1.010, 2: 1.021, 3: 1.009, 4: 0.9, 5: 0.9},
+    "b": {1: 1.000, 2: 1.010, 3: 1.000},
+  }
+  results["runs"] = [
+    run | {"bits_per_byte": scores[run["arch"]][run["seed"]]}
+    for run in results["runs"]
+    if run["phase"] == "final" and run["seed"] in scores[run["arch"]]
+  ]
   text = report_data.verdict(results, report.rows(results))
-  assert "the noise of 5 seeds" in text
+  assert text.startswith("b leads with 1.003") and "0.0100 ± 0.0025" in text
 
 
 def test_verdict_of_a_tie():
@@ -241,7 +262,7 @@ def test_verdict_of_a_tie():
     if run["arch"] == "b":
       run["bits_per_byte"] += -0.1 + 0.01 * (run["seed"] - 2)
   text = report_data.verdict(results, report.rows(results))
-  assert "lead together" in text and "within the noise of 3 seeds" in text
+  assert "b and a lead together" in text and "noise of 3 seeds and 3" in text
   assert "c, the next" in text
 
 
@@ -317,8 +338,139 @@ def test_leaderboard_fits_a_terminal():
   results = make(arms=arms)
   for run in results["runs"]:
     run["seconds"], run["tokens_per_second"] = 12_345.6, 1_234_567.8
+  results["tokens"] = 123_456_789
   text = report.leaderboard(results)
-  assert max(map(len, text.splitlines())) <= 120
+  assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_leaderboard_for_programs_and_papers(tmp_path):
+  results = make(("a_b", "x|y", "c"))
+  files = report.write(results, tmp_path)
+  with files["leaderboard.csv"].open(newline="") as f:
+    table = list(csv.DictReader(f))
+  rows = report.rows(results)
+  for line, row in zip(table, rows, strict=True):
+    assert line["arch"] == row["arch"] and line["seeds"] == "1 2 3"
+    for key in ("rank", "rank_last", "score", "interval", "params"):
+      assert float(line[key]) == row[key]
+  assert float(table[1]["gap_interval"]) == rows[1]["gap_interval"]
+  value, gap = (
+    report_data.plus_minus(rows[1][key], rows[1][half], 4, signed=key == "gap")
+    for key, half in (("score", "interval"), ("gap", "gap_interval"))
+  )
+  markdown = files["leaderboard.md"].read_text()
+  assert f"| 2 | x\\|y | {value} | {gap} |" in markdown
+  pipes = {
+    len(re.findall(r"(?<!\\)\|", line))
+    for line in markdown.splitlines()
+    if line.startswith("|")
+  }
+  assert len(pipes) == 1 and "a_b leads" in markdown
+  latex = files["leaderboard.tex"].read_text()
+  assert r"1 & a\_b & 2.0006 $\pm$ 0.0011" in latex
+  assert {line.count("&") for line in latex.splitlines() if "\\\\" in line} == {
+    8
+  }
+
+
+def test_the_page_tells_how_runs_were_trained(tmp_path):
+  results = make()
+  for run in results["runs"]:
+    run["config"] = {
+      "train": {
+        "schedule": "cosine", "warmup": 48, "cooldown": 0.2, "final": 0.1,
+        "beta1": 0.9, "beta2": 0.99, "epsilon": 1e-8, "momentum": 0.95,
+        "decay": 0.1 if run["arch"] != "b" else 0.2, "clip": 1.0,
+      },
+      "model": {"dtype": "float32"},
+    }  # fmt: skip
+  text = page(results, tmp_path).text
+  for fact in (
+    "test, a slice of 64,000 bytes, 1,600 targets",
+    "1e-3, 3e-3, tried by seed 0 on valid",
+    "cosine, 48 steps of warm-up, down to 0.1 of the peak",
+    "adamw, beta1 0.9, beta2 0.99, epsilon 1e-08, decay 0.1 or 0.2 of matrices"
+    ", gradients clipped to a norm of 1",
+  ):
+    assert fact in text
+  assert "bfloat16" not in text
+  results["machine"]["platform"] = "tpu"
+  assert "a TPU multiplies float32 matrices in bfloat16" in (
+    page(results, tmp_path).text
+  )
+
+
+def test_runs_of_several_origins_are_said():
+  results = make()
+  assert "commit" not in report.leaderboard(results)
+  for run in results["runs"]:
+    own = {"commit": "a" * 40, "jax": "0.9.0" if run["seed"] else "0.10.0"}
+    run |= {"versions": own, "machine": {"cpu": "one"}}
+  said = " ".join(report.leaderboard(results).split())
+  assert "commit" not in said and "jax 0.10.0 and 0.9.0" in said
+  results["runs"][0]["versions"] = {"commit": "b" * 40 + "-dirty"}
+  results["runs"][1]["versions"] = None  # kept before runs told theirs
+  said = " ".join(report.leaderboard(results).split())
+  assert "aaaaaaa (13), bbbbbbb-dirty (1) and unknown (1)" in said
+  assert "more than one machine" not in said
+  results["runs"][0]["machine"] = {"cpu": "two"}
+  assert "more than one machine" in report.leaderboard(results)
+
+
+def test_that_ranks_are_of_differences_stands_beside_them(tmp_path):
+  results = make()
+  for run in results["runs"]:  # what a seed does to all arms
+    run["bits_per_byte"] += 0.2 * run["seed"]
+  table = report.rows(results)
+  assert [row["rank"] for row in table] == [1, 2, 3]
+  assert table[0]["interval"] > table[2]["gap"]
+  beside = "from differences seed by seed"
+  assert beside in " ".join(report.leaderboard(results).split())
+  assert beside in page(results, tmp_path).text
+  assert beside in (tmp_path / "leaderboard.md").read_text()
+
+
+def test_pictures_need_no_browser():
+  """Viewers that are none know no variables and media queries, and some no
+  style sheet."""
+  drawn = report_figures.every(results := make(), report.rows(results))
+  drawn["comparison"] = report_figures.picture(results, report.rows(results))
+  assert len(drawn) == 10
+  for name, svg in drawn.items():
+    root = ElementTree.fromstring(svg)
+    style = root.find("{http://www.w3.org/2000/svg}style").text
+    assert "var(" not in svg and "paint-order" not in svg
+    light, _, dark = style.partition("@media")
+    known = set(re.findall(r"\.(\w+)", style))
+    used = {
+      word
+      for element in root.iter()
+      for word in element.get("class", "").split()
+    }
+    assert used - known <= {"arm"}, name
+    for element in root.iter():
+      shape = element.tag.rpartition("}")[2]
+      if shape in ("path", "circle", "line", "text"):
+        colours = {element.get("fill"), element.get("stroke")} - {None, "none"}
+        assert colours and all(colour[0] == "#" for colour in colours)
+    # dark has a word for every colour that is neither inherited nor an arm's
+    for rule in re.findall(r"svg (\S+) \{[^}]*#", light):
+      assert rule in dark
+
+
+def test_pictures_as_png_and_pdf(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "vl_convert", None)
+  with pytest.raises(ValueError, match="pip install vl-convert-python") as e:
+    report.converter()
+  assert "\n" not in str(e.value)
+  fake = types.SimpleNamespace(
+    svg_to_png=lambda svg, scale: b"PNG", svg_to_pdf=lambda svg: b"PDF"
+  )
+  monkeypatch.setitem(sys.modules, "vl_convert", fake)
+  files = report.write(make(), tmp_path, pictures=True)
+  assert files["comparison.png"].read_bytes() == b"PNG"
+  assert (tmp_path / "figures" / "learning_rates.pdf").read_bytes() == b"PDF"
+  assert (tmp_path / "figures" / "scores.svg").read_text().startswith("<svg")
 
 
 def test_curve_is_in_bits_per_byte_and_ends_where_the_run_does():
@@ -392,6 +544,21 @@ def test_a_merge_keeps_all_notes_and_is_merged_again():
   assert set(merged["arms"]) == {"a", "b", "c"}
 
 
+@pytest.mark.parametrize(
+  ("paths", "ends"),
+  [
+    (["/home/me/runs/one", "/home/me/runs/two"], ["one", "two"]),
+    (["x/one/run", "x/two/run", "x/two/far"], ["one/run", "two/run", "far"]),
+    (["run", "a/run"], ["run", "a/run"]),
+    (["C:", "."], ["C:", "."]),
+  ],
+)
+def test_an_arms_name_has_no_more_of_a_path_than_it_needs(paths, ends):
+  merged = report.merge({path: make(["a"]) for path in paths})
+  assert list(merged[0]["arms"]) == [f"a@{end}" for end in ends]
+  assert [source["name"] for source in merged[0]["sources"]] == paths
+
+
 def test_a_report_of_several_overwrites_no_comparison(tmp_path):
   for name in "abc":
     report.write(make([name]), tmp_path / name)
@@ -403,6 +570,8 @@ def test_a_report_of_several_overwrites_no_comparison(tmp_path):
       report.gather(named, folder)
   for _ in range(2):  # its own it may
     report.write(report.gather(named, tmp_path / "out"), tmp_path / "out")
+  with pytest.raises(ValueError, match="a workdir twice"):
+    report.gather([tmp_path / "a", f"{tmp_path}/a/"], tmp_path / "out")
   with pytest.raises(ValueError, match="no workdirs"):
     report.gather([], tmp_path / "out")
 
@@ -488,7 +657,16 @@ def test_humanise_units():
   assert report_data.humanise(7600, trim=False) == "7.60k"
 
 
+def test_a_path_is_cut_at_the_top():
+  cut = report_svg.under([0, 1, 2, 3, 4], [0, 20, 30, 0, 10], 10)
+  assert cut == "M0.5 10.0L1.0 20.0L2.0 30.0L2.7 10.0M4.0 10.0"
+  assert report_svg.under([0, 1], [5, 6], 10) == ""
+  assert report_svg.under([0, 1], [15, 16], 10) == "M0.0 15.0L1.0 16.0"
+
+
 def test_no_two_of_many_arms_look_alike():
+  shapes = {(i % 8, report_svg.mark(i).split('d="')[1]) for i in range(24)}
+  assert len(shapes) == 24  # by more than whether they are hollow
   marks = {(i % 8, report_svg.mark(i)) for i in range(32)}
   lines = {(i % 8, report_svg.LINES[i // 8]) for i in range(32)}
   assert len(marks) == len(lines) == 32

@@ -20,12 +20,13 @@ import jax
 import arch
 from arch.count import decoding
 from train import data as data_lib
-from train import loop, platform, sizes, workdir
+from train import loop, platform, provenance, sizes, workdir
 from train.evaluate import Scorer
 from train.step import Step
 
 LENGTH = 256  # tokens a sequence of text
 RESULT = "result.json"
+CODE = "code"  # beside it: train.provenance.code as the run began
 DECODE = (1024, 65_536)  # lengths at which decoding is counted
 CURVE = ("step", "tokens", "seconds", "loss")
 TIMING = ("seconds", "tokens_per_second", "compile_seconds")
@@ -108,14 +109,28 @@ class Comparison:
     say: prints a line.
     together: how many replicates one program trains; 0 for one on a CPU,
       which gains nothing from more, and all of a phase elsewhere.
+    old_code: whether runs that other code of an arm trained are kept.
   """
 
-  def __init__(self, configs: Mapping, plan: Plan, path, *, say, together=0):
+  def __init__(
+    self,
+    configs: Mapping,
+    plan: Plan,
+    path,
+    *,
+    say,
+    together=0,
+    old_code=False,
+  ):
     if together < 0:
       raise ValueError(f"--together={together} must be at least 0")
     if not configs:
       raise ValueError("no arms to compare: name them in --archs")
-    self.path, self.say = Path(path), say
+    self.path, self.say, self.old_code = Path(path), say, old_code
+    # of the code that is about to be imported, whatever is edited meanwhile
+    self.code = {n: provenance.code(cfg.model) for n, cfg in configs.items()}
+    self.origin = {"versions": platform.versions()}
+    self.origin |= {"machine": platform.machine()}
     alone = jax.default_backend() == "cpu"
     self.together = together or (1 if alone else max(plan.seeds, len(plan.lrs)))
     self.signals = loop.Signals()
@@ -223,21 +238,23 @@ class Comparison:
       if len(group) > 1:
         same = hashlib.sha256(repr(group).encode()).hexdigest()[:16]
         path = folder / f"{phase}-together-{same}"
+      code = self.begun(path, name)
       found = self.train(name, cfg, data, programs, phase, group, path)
       if found is None:
         return None
+      found = [run | {"code": code} for run in found]
       for job, run in zip(group, found, strict=True):
         with workdir.writing(paths[job]):
           paths[job].mkdir(parents=True, exist_ok=True)
         workdir.replace(paths[job] / RESULT, json.dumps(run))
-    return [self.finished(paths[job] / RESULT, cfg) for job in jobs]
+    return [self.finished(paths[job] / RESULT, cfg, name) for job in jobs]
 
-  @staticmethod
-  def finished(file, cfg) -> dict:
+  def finished(self, file, cfg, name) -> dict:
     """The run of a result.json.
 
     Raises:
-      ValueError: it is not whole, or of another config than this.
+      ValueError: it is not whole, of another config than this, or of other
+        code, unless that is to be kept.
     """
     try:
       run = json.loads(file.read_text(encoding="utf-8"))
@@ -257,7 +274,34 @@ class Comparison:
         f"{file} is of another config; name another --workdir, or delete it "
         "to train it again:\n  " + "\n  ".join(other)
       )
+    if "code" not in run:  # an older version of this file kept none
+      return run | dict.fromkeys(("code", "versions", "machine"))
+    commit = (run["versions"] or {}).get("commit") or "unknown"
+    self.same_code(f"{file} (commit {commit[:7]})", run["code"], name)
     return run
+
+  def begun(self, path, name) -> str | None:
+    """The code that a run's first steps are of; None where that is not known.
+
+    Raises:
+      ValueError: it is other code than now, unless that is to be kept.
+    """
+    file = path / CODE
+    if any(path.glob("checkpoints/*")):
+      code = file.read_text("utf-8") if file.exists() else None
+      self.same_code(path, code, name)
+      return code
+    with workdir.writing(path):
+      path.mkdir(parents=True, exist_ok=True)
+    workdir.replace(file, self.code[name])
+    return self.code[name]
+
+  def same_code(self, what, code, name):
+    if code not in (None, self.code[name]) and not self.old_code:
+      raise ValueError(
+        f"{what} was trained by other code of {name}: name another --workdir, "
+        "delete it to train it again, or keep it with --old_code"
+      )
 
   def train(self, name, cfg, data, programs, phase, group, path):
     """Trains one group and scores it; None if a signal stopped it."""
@@ -273,6 +317,7 @@ class Comparison:
       "params": sizes.parameters(cfg),
       "tokens": self.plan.steps * self.plan.batch * self.plan.length,
       "config": workdir.plain(cfg),
+      **self.origin,
     }
     try:
       result = loop.run(
@@ -335,8 +380,7 @@ class Comparison:
       "format": 1,
       "created": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),
       "command": platform.command(),
-      "versions": platform.versions(),
-      "machine": platform.machine(),
+      **self.origin,
       "data": {
         "name": data.name,
         "hash": data.hash,

@@ -5,6 +5,8 @@ import sys
 from tqdm import tqdm
 
 EVERY = 60.0  # seconds between the lines of a file
+DESCRIPTION = 28  # characters, which leave room for the rest in 80
+FORMAT = "{desc}: {n_fmt}/{total_fmt}, {remaining} left, {rate_fmt}{postfix}"
 
 
 class Lines:
@@ -22,10 +24,28 @@ class Lines:
     self.stream.flush()
 
 
-def bar(*args, **kwargs) -> tqdm:
-  """tqdm(...) on stderr."""
+def short(text: str, size: int) -> str:
+  """Both ends of a long text: names of variants differ in the last."""
+  if len(text) <= size:
+    return text
+  head = size // 3
+  return f"{text[:head]}…{text[head + 1 - size :]}"
+
+
+def bar(iterable=None, desc: str = "", **kwargs) -> tqdm:
+  """tqdm(...) on stderr, readable in 80 columns."""
+  kwargs |= {"iterable": iterable, "desc": short(desc, DESCRIPTION)}
   if sys.stderr.isatty():
-    return tqdm(*args, **kwargs, dynamic_ncols=True, mininterval=0.5)
+    return tqdm(
+      **kwargs,
+      bar_format=FORMAT + " {bar}",
+      dynamic_ncols=True,
+      mininterval=0.5,
+    )
   return tqdm(
-    *args, **kwargs, file=Lines(sys.stderr), ncols=80, mininterval=EVERY
+    **kwargs,
+    bar_format=FORMAT,
+    file=Lines(sys.stderr),
+    ncols=80,
+    mininterval=EVERY,
   )

@@ -15,19 +15,21 @@ from arch, is stale; a mixer without one is unverified in it.
 
 import ast
 import datetime
+import functools
 import hashlib
 import importlib.util
 import inspect
 import json
 import pkgutil
 import re
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
 import arch
 import configs
+from arch import pattern, registry
 from arch import recurrence as recurrences
-from arch import registry
 from arch.count import decoding
 from train import workdir
 from train.platform import ROOT
@@ -37,6 +39,13 @@ FORMAT = 1
 KINDS = ("mixers", "channels")
 CHECKS = ("cases", "start", "tpu")  # what a mixer must have
 
+TRAINING = (  # what trains and scores any model
+  "train.data",
+  "train.evaluate",
+  "train.optimizer",
+  "train.step",
+  "train.tokenizer",
+)
 PACKAGES = ("jax", "flax", "torch", "transformers", "fla-core", "libtpu")
 
 RECURRENCES = [m.name for m in pkgutil.iter_modules(recurrences.__path__)]
@@ -44,13 +53,30 @@ RECURRENCES = [m.name for m in pkgutil.iter_modules(recurrences.__path__)]
 
 def digest(kind: str, name: str) -> str:
   """Of the mixer's code, as a section keeps it."""
-  files = sorted(sources(f"arch.{kind}.{name}"))
-  text = b"".join((ROOT / file).read_bytes() for file in files)
+  return _hash(sources(f"arch.{kind}.{name}"))
+
+
+def _hash(files: Iterable[str]) -> str:
+  text = b"".join((ROOT / file).read_bytes() for file in sorted(files))
   return hashlib.sha256(text).hexdigest()[:16]
 
 
+def code(model) -> str:
+  """Of all code that a config's `model`, its training and its score depend on.
+
+  Comments count: what a file means is not looked into.
+  """
+  modules = {"arch.lm", *TRAINING, f"arch.vocab.{model['vocab']['name']}"}
+  for place in pattern.expand(
+    model["pattern"], model["depth"], model["channel"]
+  ):
+    modules |= {f"arch.mixers.{name}" for name in place.mixers}
+    modules |= {f"arch.channels.{place.channel}"}
+  return _hash(set().union(*map(sources, modules)))
+
+
 def sources(module: str) -> set[str]:
-  """The file of a module of arch, and of what it imports from arch, and so on.
+  """The file of a module, and of what it imports from arch, and so on.
 
   Paths from ROOT.
   """
@@ -64,14 +90,20 @@ def sources(module: str) -> set[str]:
     if file in found or not file:
       continue
     found.add(file)
-    for node in ast.walk(ast.parse((ROOT / file).read_text("utf-8"))):
-      names = []
-      if isinstance(node, ast.ImportFrom):
-        names = [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
-      elif isinstance(node, ast.Import):
-        names = [n.name for n in node.names]
-      left += [n for n in names if n.startswith("arch.")]
+    left += imported((ROOT / file).read_text("utf-8"))
   return found
+
+
+@functools.cache
+def imported(text: str) -> tuple[str, ...]:
+  """What of arch a file's text imports: modules, and names that may be some."""
+  names = []
+  for node in ast.walk(ast.parse(text)):
+    if isinstance(node, ast.ImportFrom):
+      names += [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
+    elif isinstance(node, ast.Import):
+      names += [n.name for n in node.names]
+  return tuple(name for name in names if name.startswith("arch."))
 
 
 def read(path=FILE) -> dict:

@@ -59,14 +59,14 @@ def writing(path):
     raise unwritable(path, e.errno, e.strerror or str(e)) from e
 
 
-def replace(path, text: str):
+def replace(path, content: str | bytes):
   """Writes a file that is there whole or as it was before, never in part."""
   path = Path(path)
   new = path.with_name(f"{path.name}.new")
   with writing(path):
     try:
-      with open(new, "w", encoding="utf-8") as f:
-        f.write(text)
+      with open(new, "wb") as f:
+        f.write(content.encode() if isinstance(content, str) else content)
         f.flush()
         os.fsync(f.fileno())
       os.replace(new, path)

@@ -5,18 +5,14 @@
 workdirs.
 """
 
-import csv
-import io
 import json
 import math
-import textwrap
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from train import workdir
-from train.report import data, figures, page
+from train.report import data, figures, page, tables
 from train.report.data import merge, rows
 
 __all__ = ["gather", "leaderboard", "merge", "read", "rows", "write"]
@@ -51,6 +47,10 @@ def gather(workdirs, folder) -> list[dict]:
   """
   if not workdirs:
     raise ValueError("no workdirs to report: name them, as in --report=W1,W2")
+  if len({Path(path).resolve() for path in workdirs}) < len(workdirs):
+    raise ValueError(
+      f"--report={','.join(map(str, workdirs))} names a workdir twice"
+    )
   named = {str(path): read(path) for path in workdirs}
   why = "none is given"
   if folder is not None:
@@ -76,10 +76,16 @@ def _own(folder) -> bool:
     return True
 
 
-def write(conditions, folder) -> dict[str, Path]:
-  """Writes results.json, results.csv and report.html; returns their paths.
+def write(conditions, folder, pictures: bool = False) -> dict[str, Path]:
+  """Writes what a comparison found, for people and for programs; returns the
+  paths: results.json (all of it), results.csv (a line a run), report.html,
+  leaderboard.csv, .md and .tex.
 
   One condition is also drawn as comparison.svg, for a README or a paper.
+
+  Args:
+    pictures: whether comparison.svg becomes a PNG and a PDF as well, and every
+      figure of the page all three, in figures/.
   """
   conditions = _listed(conditions)
   folder = Path(folder)
@@ -89,12 +95,49 @@ def write(conditions, folder) -> dict[str, Path]:
     + "\n",
     "report.html": page.page(conditions),
   }
+  drawn = {}
   if len(conditions) == 1:
-    files["comparison.svg"] = picture(conditions[0])
-  files["results.csv"] = _csv(conditions)
+    drawn["comparison.svg"] = figures.picture(
+      conditions[0], rows(conditions[0])
+    )
+  files |= drawn
+  files["results.csv"] = tables.runs(conditions)
+  files["leaderboard.csv"] = tables.arms(conditions)
+  files["leaderboard.md"] = (
+    _each(conditions, tables.markdown, "**{}**\n") + "\n"
+  )
+  files["leaderboard.tex"] = _each(conditions, tables.latex, "% {}") + "\n"
+  if pictures:
+    (folder / "figures").mkdir(exist_ok=True)
+    for i, results in enumerate(conditions, 1):
+      which = f"{i}_" if len(conditions) > 1 else ""
+      for name, svg in figures.every(results, rows(results)).items():
+        drawn[f"figures/{which}{name}.svg"] = svg
+    files |= drawn
+    convert = converter()
+    for name, svg in drawn.items():
+      files[name.replace(".svg", ".png")] = convert.svg_to_png(svg, scale=2)
+      files[name.replace(".svg", ".pdf")] = convert.svg_to_pdf(svg)
   for name, content in files.items():
     workdir.replace(folder / name, content)
-  return {name: folder / name for name in files}
+  # a folder stands for what is in it
+  return {name.split("/")[0]: folder / name.split("/")[0] for name in files}
+
+
+def converter():
+  """What makes a PNG and a PDF of an SVG, without a browser.
+
+  Raises:
+    ValueError: it is not installed.
+  """
+  try:
+    import vl_convert
+  except ImportError:
+    raise ValueError(
+      "--figures needs a library that draws: pip install vl-convert-python, "
+      "or this project's .[figures]"
+    ) from None
+  return vl_convert
 
 
 def _listed(conditions):
@@ -134,110 +177,23 @@ def _json(conditions):
   }
 
 
-RUN_COLUMNS = (
-  "arch", "phase", "split", "seed", "lr", "diverged", "nats", "tokens",
-  "seconds", "tokens_per_second", "compile_seconds",
-)  # fmt: skip
-ARM_COLUMNS = (
-  "rank", "params", "params_embedding", "flops_per_token", "decode_flops_1k",
-  "decode_flops_64k", "state_bytes_1k", "state_bytes_64k",
-)  # fmt: skip
-
-
-def _csv(conditions) -> str:
-  """A line a run, with its arm's costs and rank beside it."""
-  text = io.StringIO()
-  table = csv.writer(text, lineterminator="\n")
-  table.writerow(("condition", "metric", "score", *RUN_COLUMNS, *ARM_COLUMNS))
-  for i, results in enumerate(conditions):
-    arms = {row["arch"]: row for row in rows(results)}
-    for run in results["runs"]:
-      table.writerow(
-        [i, results["metric"], data.score(results, run)]
-        + [run[column] for column in RUN_COLUMNS]
-        + [arms[run["arch"]][column] for column in ARM_COLUMNS]
-      )
-  return text.getvalue()
-
-
-COLUMNS, NAME = 120, 20  # widest line, and arm where that leaves too little
-
-
-def _short(name: str, size: int) -> str:
-  """Both ends of a long name: variants of a config differ in the last."""
-  head = size // 3
-  return (
-    name if len(name) <= size else f"{name[:head]}…{name[head + 1 - size :]}"
-  )
-
-
 def leaderboard(conditions) -> str:
-  """The table for a terminal, at most COLUMNS wide."""
+  """The tables for a terminal, at most 80 columns wide."""
+  return _each(conditions, tables.text)
+
+
+def _each(conditions, table, over="{}") -> str:
+  """A table of each condition, under its name where there are several.
+
+  Args:
+    over: the line of a name.
+  """
   conditions = _listed(conditions)
-  texts = [_leaderboard(results) for results in conditions]
+  texts = [table(results) for results in conditions]
   if len(conditions) > 1:
     texts = [
-      f"{page.condition(c)}\n{text}"
+      f"{over.format(page.condition(c))}\n{text}"
       for c, text in zip(conditions, texts, strict=True)
     ]
-    texts.insert(0, data.mismatch(conditions))
+    texts.insert(0, over.format(data.mismatch(conditions)))
   return "\n\n".join(texts)
-
-
-def _leaderboard(results) -> str:
-  table = rows(results)
-  places = data.decimals(table)
-  fixed = partial(data.humanise, trim=False)
-  size = partial(data.humanise_bytes, trim=False)
-  groups = {4: "parameters", 6: "FLOPs a token", 9: "state"}
-  lines = [
-    (
-      "rank", "arm", data.metric(results).name, "nats", "total", "embed",
-      "fwd", "at 1k", "at 64k", "at 1k", "at 64k", "tok/s", "s",
-    ),
-  ]  # fmt: skip
-  for row in table:
-    score = data.plus_minus(row["score"], row["interval"], places)
-    lines.append(
-      (
-        "–" if row["rank"] is None else str(row["rank"]),
-        row["arch"],
-        score + ("†" if row["diverged"] else ""),
-        data.plus_minus(row["nats"], None, 3),
-        fixed(row["params"]),
-        fixed(row["params_embedding"]),
-        fixed(row["flops_per_token"]),
-        fixed(row["decode_flops_1k"]),
-        fixed(row["decode_flops_64k"]),
-        size(row["state_bytes_1k"]).replace(" ", ""),
-        size(row["state_bytes_64k"]).replace(" ", ""),
-        fixed(row["tokens_per_second"]),
-        fixed(row["seconds"]),
-      )
-    )
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  left = COLUMNS - (sum(widths) - widths[1]) - 2 * (len(widths) - 1)
-  widths[1] = min(widths[1], max(left, NAME))
-  lines = [(a, _short(b, widths[1]), *rest) for a, b, *rest in lines]
-  align = [str.rjust, str.ljust] + [str.rjust] * (len(widths) - 2)
-  header, *body = [
-    "  ".join(f(t, w) for f, t, w in zip(align, cells, widths, strict=True))
-    for cells in lines
-  ]
-  over = ""
-  for column, group in groups.items():
-    over = over.ljust(sum(widths[:column]) + 2 * column) + group
-  notes = [
-    textwrap.fill(note, COLUMNS)
-    for note in (data.verdict(results, table), *data.warnings(results, table))
-  ]
-  rule = "-" * len(header)
-  return "\n".join([over, header, rule, *body, rule, *notes])
-
-
-def picture(results) -> str:
-  """The forest plot and the curves over tokens as an SVG, light and dark."""
-  table = rows(results)
-  drawn = {row["arch"]: data.curve(results, row["arch"]) for row in table}
-  drawn = {arm: c for arm, c in drawn.items() if c is not None}
-  return figures.picture(results, table, drawn)

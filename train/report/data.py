@@ -11,13 +11,15 @@
   runs: [arch, seed, lr, phase ("tune" or "final"), split, the metric, nats (a
     target), positions (targets that were scored), params, tokens, seconds,
     tokens_per_second, compile_seconds, diverged, curve {step, tokens, seconds,
-    loss (nats a target)}, config]
+    loss (nats a target)}, config; code (train.provenance.code), versions and
+    machine of when it was trained, None where that is not known]
 A diverged run has None for its scores. Of runs that were trained together each
 has its share of their seconds. ValueErrors name what does not fit.
 """
 
 import math
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import NamedTuple
 
 import numpy as np
@@ -103,7 +105,8 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
 
   What was trained and scored alike (data hash and all of ALIKE) becomes one
   comparison; the rest stay apart and are never ranked together. An arm that
-  several workdirs have takes "@" and the workdir's name as a suffix. `sources`
+  several workdirs have takes "@" and the end of the workdir's path that tells
+  it from the others as a suffix. `sources`
   of each dict keeps when, how and where each workdir was made; results that
   were merged may be merged again.
   """
@@ -112,7 +115,7 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
     for arm in check(results)["arms"]:
       counts[arm] = counts.get(arm, 0) + 1
 
-  conditions = {}
+  ends, conditions = endings(named), {}
   for name, results in named.items():
     key = results["data"]["hash"], *(results[name] for name in ALIKE)
     kept = {k: v for k, v in results.items() if k != "leaderboard"}
@@ -123,7 +126,9 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
       k: _both(joined["data"][k], results["data"][k], separator)
       for k, separator in (("note", "; "), ("tokenizer", ", "))
     }
-    rename = {a: f"{a}@{name}" if counts[a] > 1 else a for a in results["arms"]}
+    rename = {
+      a: f"{a}@{ends[name]}" if counts[a] > 1 else a for a in results["arms"]
+    }
     joined["arms"] |= {rename[a]: arm for a, arm in results["arms"].items()}
     joined["runs"] += [
       run | {"arch": rename[run["arch"]]} for run in results["runs"]
@@ -132,6 +137,23 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
     own = [{"name": name} | {k: results[k] for k in made}]
     joined["sources"] += results.get("sources", own)
   return list(conditions.values())
+
+
+def endings(paths) -> dict[str, str]:
+  """The shortest end of each path that no other has: runs/a, runs/b -> a, b."""
+
+  def end(path, size):
+    return "/".join(PurePath(path).parts[-size:])
+
+  found = {}
+  for path in paths:
+    others = [other for other in paths if other != path]
+    sizes = range(1, len(PurePath(path).parts) + 1)
+    apart = (
+      n for n in sizes if end(path, n) not in {end(o, n) for o in others}
+    )
+    found[path] = end(path, next(apart, 0)) or path
+  return found
 
 
 def _both(a: str, b: str, separator: str) -> str:
@@ -167,8 +189,10 @@ def _mean(values):
 def rows(results) -> list[dict]:
   """The leaderboard, best first: what statistics.rank says and each arm's cost.
 
-  `scores` maps a seed to its score, None where it diverged; `gap` is the paired
-  difference to the first arm. Speed is the mean over the seeds that finished.
+  `rank` to `rank_last` is the range of an arm's rank. `scores` maps a seed to
+  its score, None where it diverged; `score` is the mean over `seeds`, `gap` the
+  difference to the first arm over `gap_seeds` of them. Speed is the mean over
+  all seeds that finished.
   """
   check(results)
   scores = {
@@ -187,15 +211,17 @@ def rows(results) -> list[dict]:
     ]
     row = {
       "rank": place.rank,
+      "rank_last": place.last,
       "arch": place.arm,
       "score": place.score.mean if place.score else None,
       "interval": place.score.half if place.score else None,
       "gap": place.gap.mean if place.gap else None,
       "gap_interval": place.gap.half if place.gap else None,
       "gap_seeds": place.gap.count if place.gap else None,
+      "seeds": list(place.seeds),
       "scores": {str(s): v for s, v in scores[place.arm].items()},
       "diverged": list(place.diverged),
-      "nats": _mean(run["nats"] for run in finals),
+      "nats": _mean(r["nats"] for r in finals if r["seed"] in place.seeds),
       "params": arm["params"],
       "params_embedding": arm["params_embedding"],
       "tokens_per_parameter": results["tokens"] / arm["params"],
@@ -255,6 +281,12 @@ def curve(results, arm) -> dict[str, np.ndarray] | None:
   }
 
 
+def curves(results, table) -> dict[str, dict[str, np.ndarray]]:
+  """The curve of every arm that has one, best arm first."""
+  found = {row["arch"]: curve(results, row["arch"]) for row in table}
+  return {arm: c for arm, c in found.items() if c is not None}
+
+
 def diverged_runs(results) -> list[dict]:
   return [r for r in results["runs"] if score(results, r) is None]
 
@@ -283,7 +315,8 @@ def humanise_bytes(value, trim=True) -> str:
 def _significant(value, digits, trim=True):
   if value == 0:
     return "0"
-  places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+  rounded = abs(float(f"{value:.{digits - 1}e}"))  # 0.9999 is 1.00
+  places = max(0, digits - 1 - math.floor(math.log10(rounded)))
   text = f"{value:.{places}f}"
   return text.rstrip("0").rstrip(".") if trim and "." in text else text
 
@@ -313,50 +346,69 @@ def names(arms) -> str:
   return f"{', '.join(head)} and {last}" if head else last
 
 
+def rank_text(row) -> str:
+  """1; 2–5 for an arm that may have any of these ranks; an en dash without."""
+  if row["rank"] is None:
+    return "–"
+  ends = dict.fromkeys((row["rank"], row["rank_last"]))
+  return "–".join(map(str, ends))
+
+
+def budget(table) -> str:
+  """How long the arms were trained: "0.5 tokens a parameter"."""
+  each = [row["tokens_per_parameter"] for row in table]
+  ends = dict.fromkeys(f"{value:.2g}" for value in (min(each), max(each)))
+  text = " to ".join(ends)
+  return f"{text} token{'s' * (text != '1')} a parameter"
+
+
 def verdict(results, table) -> str:
   """Who leads, by how much, and whether that is noise: one sentence."""
   unit, places = metric(results).name, decimals(table)
+  better = "below" if metric(results).lower else "above"
+  worse = "above" if metric(results).lower else "below"
   ranked = [row for row in table if row["rank"] is not None]
   if not ranked:
     if any(row["scores"] for row in table):
       return "No arm finished every seed, so nothing is ranked."
     return "No arm has a final run yet, so nothing is ranked."
   first, leaders = ranked[0], [r for r in ranked if r["rank"] == 1]
-  rest = ranked[len(leaders) :]
-  seeds = len(first["scores"])
+  seeds = len(first["seeds"])
   value = plus_minus(first["score"], first["interval"], places)
+  after = f"after {budget(ranked)}"
   if len(ranked) == 1:
     return (
-      f"{first['arch']} scores {value} {unit} over {seeds} "
+      f"{first['arch']} scores {value} {unit} {after}, over {seeds} "
       f"seed{'s' * (seeds > 1)}; there is no other arm to hold it against."
     )
-  if seeds == 1:
+  common = min(row["gap_seeds"] or 0 for row in ranked[1:])
+  if common < 2:
     best = "lowest" if metric(results).lower else "highest"
+    why = "one seed" if common else "arms without a seed in common"
     return (
-      f"{first['arch']} has the {best} "
-      f"{unit} ({value}), but one seed cannot tell a difference from noise, "
-      f"so all {len(ranked)} arms share rank 1."
+      f"{first['arch']} has the {best} {unit} ({value}) {after}, but {why} "
+      "cannot tell a difference from noise, so that all "
+      f"{len(ranked)} arms share rank 1."
     )
+  noise = f"the noise of {seeds} seeds and {len(ranked)} arms"
   if len(leaders) == 1:
-    second = rest[0]
+    second = ranked[1]
     gap = plus_minus(abs(second["gap"]), second["gap_interval"], places)
     return (
-      f"{first['arch']} leads with {value} {unit}: {gap} "
-      f"{'below' if metric(results).lower else 'above'} {second['arch']}, the "
-      f"next, which is more than the noise of {second['gap_seeds']} seeds."
+      f"{first['arch']} leads with {value} {unit} {after}: {gap} {better} "
+      f"{second['arch']}, the next, which is more than {noise}."
     )
-  seeds = min(row["gap_seeds"] or 0 for row in leaders[1:])
   scores = [row["score"] for row in leaders]
   text = (
-    f"{names([r['arch'] for r in leaders])} lead together "
-    f"({min(scores):.{places}f} to {max(scores):.{places}f} {unit}): their "
-    f"differences to the best mean are within the noise of {seeds} seeds"
+    f"{names([r['arch'] for r in leaders])} lead together {after} "
+    f"({min(scores):.{places}f} to {max(scores):.{places}f} {unit}): no arm is "
+    f"better than one of these by more than {noise}"
   )
+  rest = [r for r in ranked[1:] if abs(r["gap"]) > r["gap_interval"]]
   if rest:
     gap = plus_minus(abs(rest[0]["gap"]), rest[0]["gap_interval"], places)
     text += (
-      f"; {rest[0]['arch']}, the next, is {gap} {unit} "
-      f"{'above' if metric(results).lower else 'below'}"
+      f"; {rest[0]['arch']}, the next, is {gap} {unit} {worse} {first['arch']}"
     )
   return text + "."
 
@@ -408,6 +460,21 @@ def warnings(results, table) -> list[str]:
   if lost:
     listed = [f"{arm} ({', '.join(rates)})" for arm, rates in lost.items()]
     found.append(f"Diverged at a rate of the grid: {names(listed)}.")
+  extra = {
+    row["arch"]: sorted({int(s) for s in row["scores"]} - set(row["seeds"]))
+    for row in table
+    if row["rank"] is not None
+  }
+  extra = [
+    f"{arm} ({', '.join(map(str, seeds))})"
+    for arm, seeds in extra.items()
+    if seeds
+  ]
+  if extra:
+    found.append(
+      "Seeds that not every arm has are left out of scores and ranks: "
+      f"{names(extra)}."
+    )
   missing = [row["arch"] for row in table if not row["scores"]]
   if missing:
     found.append(f"No final run: {names(missing)}.")
@@ -437,9 +504,6 @@ def warnings(results, table) -> list[str]:
     found.append(
       f"Arms read unequal text at equal tokens: {names(listed)} bytes a run."
     )
-  machines = [source["machine"] for source in results.get("sources", [])]
-  if any(machine != machines[0] for machine in machines):
-    found.append("Seconds and tokens/s come from more than one machine.")
   if results["data"].get("note"):
     found.append(f"Data: {results['data']['note']}")
   return found

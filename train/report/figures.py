@@ -7,7 +7,7 @@ results["arms"], whatever its rank.
 """
 
 import math
-import zlib
+import re
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from train.report.svg import (
   STYLE,
   Scale,
   line,
+  literal,
   mark,
   padded,
   path,
@@ -27,10 +28,19 @@ from train.report.svg import (
   text,
   text_width,
   tick_text,
+  under,
   x_axis,
   y_axis,
 )
 
+COSTS = {
+  "params": "parameters",
+  "decode_flops_1k": "decode FLOPs a token at 1k",
+  "decode_flops_64k": "decode FLOPs a token at 64k",
+  "state_bytes_64k": "state at 64k",
+}
+PAPER = 900  # pixels wide, of a picture by itself
+CROWD = 8  # curves, above which bands and marks at the ends are a blur
 AXES = {
   "tokens": "training tokens",
   "flops": "training FLOPs (3 × forward)",
@@ -66,7 +76,8 @@ def forest(results, table, width) -> str:
     return ""
   narrow = width < 600
   longest = max(text_width(row["arch"], 13) for row in table)
-  left = 8 if narrow else min(280, 44 + longest)
+  name_at = 16 + max(text_width(data.rank_text(row)) for row in table)
+  left = 8 if narrow else min(300, name_at + 16 + longest)
   right = width - 8 if narrow else width - 140
   step, first = (46, 30) if narrow else (30, 14)
   bottom = first + step * len(table) - (8 if narrow else 0)
@@ -77,7 +88,7 @@ def forest(results, table, width) -> str:
   for row in table:
     if row in beyond:
       continue
-    reach += [s for s in row["scores"].values() if s is not None]
+    reach += [row["scores"][str(seed)] for seed in row["seeds"]]
     reach += [row["score"] - (row["interval"] or 0)]
     reach += [row["score"] + (row["interval"] or 0)]
   x = Scale(*padded(min(reach), max(reach)), left, right)
@@ -96,9 +107,6 @@ def forest(results, table, width) -> str:
   for i, row in enumerate(table):
     y = first + step * i + (12 if narrow else 6)
     label = y - 16 if narrow else y + 4
-    if i and row["rank"] != table[i - 1]["rank"]:
-      rule = y - (34 if narrow else step / 2)
-      out.append(line(0, rule, width, rule, "axis"))
     index = place[row["arch"]]
     shapes = []
     if row in beyond:
@@ -110,19 +118,19 @@ def forest(results, table, width) -> str:
       shapes.append(line(low, y, high, y, "line"))
     if row not in beyond:
       shapes += [
-        f'<circle class="seed" cx="{x(score):.1f}" cy="{y:.1f}" r="3.4"/>'
-        for score in row["scores"].values()
-        if score is not None
+        f'<circle class="seed" cx="{x(row["scores"][str(seed)]):.1f}" '
+        f'cy="{y:.1f}" r="3.4"/>'
+        for seed in row["seeds"]
       ]
       shapes.append(mark(index, float(x(row["score"])), y))
-    name = shorten(row["arch"], (width - 190) if narrow else left - 40)
-    rank = "–" if row["rank"] is None else str(row["rank"])
+    room = width - 160 if narrow else left - 12
+    name = shorten(row["arch"], room - name_at)
     value = data.plus_minus(row["score"], row["interval"], places)
     if row["diverged"]:
       value += " †"
     shapes += [
-      text(8, label, rank, "start", "soft value"),
-      text(28, label, name, "start", "strong"),
+      text(8, label, data.rank_text(row), "start", "soft value"),
+      text(name_at, label, name, "start", "strong"),
       text(width - 8, label, value, "end", "value"),
     ]
     out.append(series(row["arch"], index, *shapes))
@@ -134,7 +142,8 @@ def curves(results, drawn, axis, width) -> str:
   """The training loss of every arm against one axis, labelled at its end.
 
   The first fifth of a run falls from chance; the top of the plot is where the
-  arms stand after it, so that the ends can be told apart.
+  arms stand after it, so that the ends can be told apart. More than CROWD
+  arms have thinner lines and no bands.
   """
   if not drawn:
     return ""
@@ -153,12 +162,7 @@ def curves(results, drawn, axis, width) -> str:
   x, y = Scale(0.0, end, left, right), Scale(low, high, bottom, top)
 
   unit = "bits per byte" if results["metric"] == "bits_per_byte" else "nats"
-  lines = {a: path(x(c[axis]), y(c["loss"])) for a, c in drawn.items()}
-  # an id of its own: a browser ignores a clip that stands in a hidden drawing
-  clip = f"clip{zlib.crc32(repr((axis, width, lines)).encode()):x}"
   out = [
-    f'<clipPath id="{clip}"><rect x="{left}" y="{top}" '
-    f'width="{right - left:.1f}" height="{bottom - top}"/></clipPath>',
     y_axis(y, left, right, f"training loss, {unit}", 6),
     x_axis(
       x,
@@ -172,21 +176,28 @@ def curves(results, drawn, axis, width) -> str:
   labels = spread(
     [float(y(c["loss"][-1])) for c in drawn.values()], 14, top + 4, bottom - 4
   )
-  for (arm, c), label in zip(drawn.items(), labels, strict=True):
+  many = len(drawn) > CROWD
+  for i, ((arm, c), label) in enumerate(
+    zip(drawn.items(), labels, strict=True)
+  ):
     index = place[arm]
     xs = x(c[axis])
-    around = path([*xs, *xs[::-1]], [*y(c["low"]), *y(c["high"])[::-1]])
-    style = LINES[index // 8 % 4]
+    around = np.append(y(c["low"]), y(c["high"])[::-1]).clip(top)
+    around = path([*xs, *xs[::-1]], around)
+    style = LINES[index // 8 % 4] + " thin" * many
+    band = "" if many else f'<path class="band" d="{around}Z"/>'
     last_x, last_y = float(xs[-1]), float(y(c["loss"][-1]))
+    # ends of many lie on each other: their marks are strewn over the run
+    at = len(xs) - 1
+    at -= round(0.7 * at * (1 - i / len(drawn))) if many else 0
     out.append(
       series(
         arm,
         index,
-        f'<g clip-path="url(#{clip})"><path class="band" d="{around}Z"/>'
-        f'<path class="{style}" d="{lines[arm]}"/></g>',
+        f'{band}<path class="{style}" d="{under(xs, y(c["loss"]), top)}"/>',
         f'<path class="leader" d="M{last_x:.1f} {last_y:.1f}'
         f'L{right + 2:.1f} {label:.1f}H{right + 6:.1f}"/>',
-        mark(index, last_x, last_y, 0.8),
+        mark(index, float(xs[at]), float(y(c["loss"][at])), 0.8),
         mark(index, right + 12, label, 0.8),
         text(right + 22, label + 4, shorten(arm, column - 22)),
       )
@@ -355,7 +366,9 @@ def pareto(results, table, field, title, width) -> str:
     if box is None:
       continue
     nearest = min(max(point[0], box[0]), box[2]), (box[1] + box[3]) / 2
-    shapes = [text(box[0] + 2, box[3] - 4, label, style="over")]
+    where = box[0] + 2, box[3] - 4, label
+    # drawn twice, since not every viewer knows paint-order
+    shapes = [text(*where, style="halo"), text(*where)]
     if math.dist(nearest, point) > 13:
       shapes.append(line(*point, *nearest, "leader"))
     out.append(series(row["arch"], index, *shapes))
@@ -401,18 +414,39 @@ def place_labels(points, labels, area) -> list[tuple | None]:
   return boxes
 
 
-def picture(results, table, drawn, width=900) -> str:
-  """The forest plot over the curves against tokens, on its own ground."""
-  y, inside = 24, []
-  for part in (
-    forest(results, table, width),
-    curves(results, drawn, "tokens", width),
-  ):
-    if part:
-      height = float(part.split('height="', 1)[1].split('"', 1)[0])
-      inside.append(f'<g transform="translate(24 {y:g})">{part}</g>')
-      y += height + 24
-  ground = f'<rect width="{width + 48}" height="{y:g}" fill="var(--ground)"/>'
-  style = f"<style>{STYLE} .cursor {{ visibility: hidden }}</style>"
+def alone(label, *parts) -> str:
+  """Figures under each other as one SVG, with its style and its own ground."""
+  width, y, inside = 0.0, 24.0, []
+  for part in filter(None, parts):
+    own = re.search(r'width="([\d.]+)" height="([\d.]+)"', part)
+    inside.append(f'<g transform="translate(24 {y:g})">{part}</g>')
+    y += float(own[2]) + 24
+    width = max(width, float(own[1]) + 48)
+  ground = f'<rect class="ground" width="{width:g}" height="{y:g}"/>'
+  style = f"<style>{STYLE}</style>"
+  return literal(svg(width, y, label, style, ground, *inside)) + "\n"
+
+
+def picture(results, table) -> str:
+  """The forest plot over the curves against tokens."""
   label = f"{data.metric(results).name} of {len(table)} architectures"
-  return svg(width + 48, y, label, style, ground, *inside) + "\n"
+  drawn = data.curves(results, table)
+  return alone(
+    label,
+    forest(results, table, PAPER),
+    curves(results, drawn, "tokens", PAPER),
+  )
+
+
+def every(results, table) -> dict[str, str]:
+  """Each figure of the page by a name, as an SVG of its own."""
+  drawn = data.curves(results, table)
+  found = {"scores": forest(results, table, PAPER)}
+  found |= {f"curves_{x}": curves(results, drawn, x, PAPER) for x in AXES}
+  found |= {
+    f"score_by_{field}": pareto(results, table, field, title, PAPER * 2 // 3)
+    for field, title in COSTS.items()
+  }
+  found["learning_rates"] = rates(results, PAPER)
+  named = data.metric(results).name
+  return {k: alone(f"{k}, {named}", v) for k, v in found.items() if v}

@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from train.report import data, figures
+from train.report import data, figures, origin, tables
 from train.report import svg as draw
 
 NARROW, HALF, WIDE = 358, 604, 1248
@@ -45,7 +45,7 @@ def title(conditions) -> str:
 
 def section(results, name, several) -> str:
   table = data.rows(results)
-  found = data.warnings(results, table)
+  found = data.warnings(results, table) + origin.warnings(results)
   seeds = max((len(row["scores"]) for row in table), default=0)
   facts = [
     f"{data.humanise(results['tokens'])} training tokens a run",
@@ -109,9 +109,10 @@ def scores(results, table) -> str:
   )
   if len(table) > 1:
     about += (
-      "Arms between two rules share a rank: seed by seed, their difference to "
-      "the best of them may be zero. The dotted line is the first arm. Click "
-      "or tap an arm to follow it through the page. "
+      "The number is an arm's rank, a range where noise leaves it open. Ranks "
+      "come from differences seed by seed, so that lines may overlap where "
+      "arms are told apart. The dotted line is the first arm. Click or tap an "
+      "arm to follow it through the page. "
     )
   if figures.bound(results, table) is not None:
     about += "An arrow: outside the plot. "
@@ -156,38 +157,26 @@ def leaderboard(results, table) -> str:
     head += "".join(f"<th>{escape(column)}</th>" for column in columns)
   head += "</tr>"
 
-  fixed = partial(data.humanise, trim=False)
   lines = []
-  for i, row in enumerate(table):
-    score = data.plus_minus(row["score"], row["interval"], places)
-    gap = data.plus_minus(row["gap"], row["gap_interval"], places, signed=True)
-    cells = [
-      score + (" †" if row["diverged"] and row["score"] is not None else ""),
-      gap,
-      data.plus_minus(row["nats"], None, places),
-      fixed(row["params"]),
-      fixed(row["params_embedding"]),
-      fixed(row["flops_per_token"]),
-      fixed(row["decode_flops_1k"]),
-      fixed(row["decode_flops_64k"]),
-      data.humanise_bytes(row["state_bytes_1k"], trim=False),
-      data.humanise_bytes(row["state_bytes_64k"], trim=False),
-      fixed(row["tokens_per_second"]),
-      fixed(row["seconds"]),
-    ]
-    rank = "–" if row["rank"] is None else str(row["rank"])
-    ends = i + 1 < len(table) and table[i + 1]["rank"] != row["rank"]
+  for row in table:
+    own = tables.cells(row, places)
+    rank, arm = own.pop("rank"), own.pop("arm")
     lines.append(
-      f"<tr{' class=last' if ends else ''}>"
-      + arm_cell(results, row["arch"], rank)
-      + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+      f"<tr>{arm_cell(results, arm, rank)}"
+      + "".join(f"<td>{escape(cell)}</td>" for cell in own.values())
       + "</tr>"
     )
   about = (
-    f"{unit.better.capitalize()} {unit.name} is better. “vs first” is the "
-    "paired difference to the first arm over common seeds. Seconds are those "
-    "of training one run. Intervals are of one arm or one pair, not adjusted "
-    "for how many are looked at."
+    f"{unit.better.capitalize()} {unit.name} is better. The interval beside a "
+    f"score is that of one arm. “vs first” is the difference to the first arm, "
+    "seed by seed; its interval is one of those that hold for all pairs of "
+    "arms at once, and two arms are told apart where it leaves 0 out. An arm's "
+    "rank is one more than the number of arms that are told apart from it as "
+    "better, to the number of arms less those told apart as worse. Every "
+    "interval is that of seeds at one learning rate, which one more seed "
+    "chose: what that choice adds, a third where rates score alike, is in "
+    "none. Seconds are those of training "
+    "one run."
   )
   return heading("Leaderboard", about) + grid(head, lines)
 
@@ -200,8 +189,7 @@ def grid(head, lines) -> str:
 
 
 def curves(results, table, name) -> str:
-  drawn = {row["arch"]: data.curve(results, row["arch"]) for row in table}
-  drawn = {arm: c for arm, c in drawn.items() if c is not None}
+  drawn = data.curves(results, table)
   if not drawn:
     return ""
   buttons = "".join(
@@ -222,9 +210,11 @@ def curves(results, table, name) -> str:
   }
   # "</script>" in an arm's name would end the element
   inline = json.dumps(points).replace("<", "\\u003c")
+  few = len(drawn) <= figures.CROWD
   about = (
-    "Mean of the seeds, the band from the lowest to the highest. The training "
-    "loss is what the optimiser sees, and not the score."
+    "Mean of the seeds"
+    + (", the band from the lowest to the highest. " if few else ". ")
+    + "The training loss is what the optimiser sees, and not the score."
   )
   return (
     heading("Curves", about)
@@ -237,18 +227,12 @@ def curves(results, table, name) -> str:
 def pareto(results, table) -> str:
   if sum(row["score"] is not None for row in table) < 2:
     return ""
-  plots = {
-    "params": "parameters",
-    "decode_flops_1k": "decode FLOPs a token at 1k",
-    "decode_flops_64k": "decode FLOPs a token at 64k",
-    "state_bytes_64k": "state at 64k",
-  }
 
   def plot(field, width):
-    return figures.pareto(results, table, field, plots[field], width)
+    return figures.pareto(results, table, field, figures.COSTS[field], width)
 
   drawn = "".join(
-    f"<div>{both(partial(plot, field), HALF)}</div>" for field in plots
+    f"<div>{both(partial(plot, field), HALF)}</div>" for field in figures.COSTS
   )
   about = (
     "Score against what it costs. The dotted step joins the arms that no other "
@@ -324,28 +308,30 @@ def sizes(results, table) -> str:
 
 def conditions(results) -> str:
   about = results["data"]
-  splits = sorted(
-    {r["split"] for r in results["runs"] if r["phase"] == "final"}
-  )
   facts = [
     ("data", about["name"]),
     ("data SHA-256", about["hash"]),
     ("note", about.get("note")),
     ("tokeniser", about["tokenizer"]),
-    ("scored on", ", ".join(splits)),
     ("tokens a run", f"{results['tokens']:,}"),
     ("length", results["length"]),
     ("batch", results["batch"]),
-    ("optimiser", results["optimizer"]),
+    *origin.recipe(results).items(),
   ]
-  for source in results.get("sources", [results]):
-    named = [("workdir", source["name"])] if "name" in source else []
-    facts += named + [
-      ("date", source["created"]),
-      ("machine", flat(source["machine"])),
-      ("versions", flat(source["versions"])),
-      ("command", source["command"]),
-    ]
+  sources = [
+    source
+    | {"commit": source["versions"].get("commit")}
+    | {
+      "versions": {k: v for k, v in source["versions"].items() if k != "commit"}
+    }
+    for source in results.get("sources", [results])
+  ]
+  own = ("created", "machine", "versions", "commit", "command")
+  alike = [k for k in own if all(s[k] == sources[0][k] for s in sources)]
+  facts += [(k, flat(sources[0][k])) for k in alike]
+  for source in sources:
+    facts += [("workdir", source["name"])] if "name" in source else []
+    facts += [(k, flat(source[k])) for k in own if k not in alike]
   items = "".join(
     f"<dt>{escape(key)}</dt><dd>"
     + (
@@ -355,7 +341,7 @@ def conditions(results) -> str:
     )
     + "</dd>"
     for key, value in facts
-    if value not in (None, "")
+    if value not in (None, "", "None")
   )
   return f"<h2>Conditions</h2><dl>{items}</dl>"
 

@@ -1,51 +1,63 @@
 """What figures are drawn with: scales, axes, marks, as SVG text.
 
 An arm has a colour and a marker by its index: classes s0 ... s7, of which STYLE
-gives the colours, light and dark; the second eight have hollow markers and
-dashed lines, the next other shapes and lines. The colours were chosen for a
-contrast of 3 to their ground and for the largest smallest distance in OKLab
+gives the colours, light, and dark where a browser asks for that. Each further
+eight have other shapes in the same colours, every other eight hollow ones, and
+lines of another dash. The colours were chosen for a contrast of 3 to their
+ground and for the largest smallest distance in OKLab
 under normal, protan and deutan sight (Machado et al. 2009). Lengths are pixels,
 y grows downwards.
 """
 
 import math
+import re
 from html import escape
 from typing import NamedTuple
+from xml.etree import ElementTree
 
 import numpy as np
 
+SVG = "http://www.w3.org/2000/svg"  # its namespace
 SIZE = 12  # pixels of text
+# literal colours, since viewers that are no browsers know no variables
 STYLE = """
-svg { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
-  --ink: #1b1d22; --soft: #5b616c; --rule: #dfe2e8; --ground: #ffffff;
-  --c0: #4c53d7; --c1: #dc7d06; --c2: #006e7e; --c3: #c82417;
-  --c4: #9d83f4; --c5: #7b1229; --c6: #709e98; --c7: #62008d; }
-@media (prefers-color-scheme: dark) { svg {
-  --ink: #e9ebef; --soft: #a2a9b5; --rule: #343943; --ground: #16181d;
-  --c0: #6d72f2; --c1: #ffc966; --c2: #0692a6; --c3: #fb7601;
-  --c4: #d8d3fd; --c5: #e0364d; --c6: #88b2a1; --c7: #ba8dfe; } }
-.s0 { --c: var(--c0) } .s1 { --c: var(--c1) } .s2 { --c: var(--c2) }
-.s3 { --c: var(--c3) } .s4 { --c: var(--c4) } .s5 { --c: var(--c5) }
-.s6 { --c: var(--c6) } .s7 { --c: var(--c7) }
-svg text { fill: var(--ink) } svg .soft { fill: var(--soft) }
-svg .over { paint-order: stroke; stroke: var(--ground); stroke-width: 3px }
+svg { font-size: 12px; font-family: system-ui, -apple-system, "Segoe UI",
+  Roboto, Helvetica, Arial, sans-serif }
+.s0 { color: #4c53d7 } .s1 { color: #dc7d06 } .s2 { color: #006e7e }
+.s3 { color: #c82417 } .s4 { color: #9d83f4 } .s5 { color: #7b1229 }
+.s6 { color: #709e98 } .s7 { color: #62008d }
+svg text { fill: #1b1d22 } svg .soft { fill: #5b616c }
+svg .ground { fill: #ffffff }
+svg .halo { fill: none; stroke: #ffffff; stroke-width: 3px }
 svg .strong { font-weight: 600 }
 svg .value { font-variant-numeric: tabular-nums }
-svg .rule { stroke: var(--rule); fill: none }
-svg .axis { stroke: var(--soft); fill: none }
-svg .guide { stroke: var(--soft); stroke-dasharray: 2 3; fill: none }
-svg .line { stroke: var(--c); stroke-width: 2; fill: none;
+svg .rule { stroke: #dfe2e8; fill: none }
+svg .axis { stroke: #5b616c; fill: none }
+svg .guide { stroke: #5b616c; stroke-dasharray: 2 3; fill: none }
+svg .line { stroke: currentColor; stroke-width: 2; fill: none;
   stroke-linejoin: round; stroke-linecap: round }
+svg .thin { stroke-width: 1.4 }
 svg .dashed { stroke-dasharray: 6 4 }
 svg .dotted { stroke-dasharray: .1 4 }
 svg .mixed { stroke-dasharray: 8 4 .1 4 }
-svg .leader { stroke: var(--c); stroke-width: 1; opacity: .6; fill: none }
-svg .band { fill: var(--c); opacity: .14 }
-svg .mark { fill: var(--c); stroke: var(--ground); stroke-width: 1.5 }
-svg .hollow { fill: var(--ground); stroke: var(--c); stroke-width: 2 }
-svg .seed { fill: none; stroke: var(--c); stroke-width: 1.4; opacity: .75 }
-svg .cross { stroke: var(--ink); stroke-width: 1.6; fill: none }
-svg .ring { stroke: var(--ink); stroke-width: 1.5; fill: none }
+svg .leader { stroke: currentColor; stroke-width: 1; opacity: .6; fill: none }
+svg .band { fill: currentColor; opacity: .14 }
+svg .mark { fill: currentColor; stroke: #ffffff; stroke-width: 1.5 }
+svg .hollow { fill: #ffffff; stroke: currentColor; stroke-width: 2 }
+svg .seed { fill: none; stroke: currentColor; stroke-width: 1.4; opacity: .75 }
+svg .cursor { visibility: hidden }
+svg .cross { stroke: #1b1d22; stroke-width: 1.6; fill: none }
+svg .ring { stroke: #1b1d22; stroke-width: 1.5; fill: none }
+@media (prefers-color-scheme: dark) {
+  .s0 { color: #6d72f2 } .s1 { color: #ffc966 } .s2 { color: #0692a6 }
+  .s3 { color: #fb7601 } .s4 { color: #d8d3fd } .s5 { color: #e0364d }
+  .s6 { color: #88b2a1 } .s7 { color: #ba8dfe }
+  svg text { fill: #e9ebef } svg .soft { fill: #a2a9b5 }
+  svg .ground, svg .hollow { fill: #16181d }
+  svg .halo, svg .mark { stroke: #16181d }
+  svg .rule { stroke: #343943 }
+  svg .axis, svg .guide { stroke: #a2a9b5 }
+  svg .cross, svg .ring { stroke: #e9ebef } }
 """
 MARKS = (
   "M-5 0A5 5 0 1 0 5 0A5 5 0 1 0 -5 0Z",
@@ -53,7 +65,7 @@ MARKS = (
   "M0 -6L5.6 4.2H-5.6Z",
   "M0 -6.4L6.4 0L0 6.4L-6.4 0Z",
   "M0 6L5.6 -4.2H-5.6Z",
-  "M-2 -6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+  "M-2.4 -6.4H2.4V-2.4H6.4V2.4H2.4V6.4H-2.4V2.4H-6.4V-2.4H-2.4Z",
   "M0 -6L5.7 -1.9L3.5 4.9H-3.5L-5.7 -1.9Z",
   "M-6 0L-3 -5.2H3L6 0L3 5.2H-3Z",
 )
@@ -127,7 +139,7 @@ def shorten(text, pixels) -> str:
 def mark(index, x=0.0, y=0.0, scale=1.0) -> str:
   """An arm's marker at x, y."""
   style = "hollow" if index // 8 % 2 else "mark"
-  shape = MARKS[(index + 3 * (index // 16)) % 8]
+  shape = MARKS[(index + 3 * (index // 8)) % 8]
   return (
     f'<path class="{style}" d="{shape}" '
     f'transform="translate({x:.1f} {y:.1f}) scale({scale:g})"/>'
@@ -160,12 +172,55 @@ def path(xs, ys) -> str:
   return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
 
 
+def under(xs, ys, top) -> str:
+  """The parts of a path that do not lie above `top`."""
+  xs, ys = np.asarray(xs, float), np.asarray(ys, float)
+  at = np.flatnonzero((ys[:-1] - top) * (ys[1:] - top) < 0)
+  share = (top - ys[at]) / (ys[at + 1] - ys[at])
+  xs = np.insert(xs, at + 1, xs[at] + share * (xs[at + 1] - xs[at]))
+  ys = np.insert(ys, at + 1, top)
+  inside = ys >= top
+  ends = np.flatnonzero(inside[:-1] != inside[1:]) + 1
+  parts = np.split(np.arange(len(ys)), ends)
+  return "".join(path(xs[i], ys[i]) for i in parts if inside[i[0]])
+
+
 def svg(width, height, label, *inside, extra="") -> str:
   return (
     f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
     f'height="{height:g}" role="img" aria-label="{escape(label)}"{extra} '
-    f'xmlns="http://www.w3.org/2000/svg">{"".join(inside)}</svg>'
+    f'xmlns="{SVG}">{"".join(inside)}</svg>'
   )
+
+
+def literal(source: str) -> str:
+  """An SVG whose elements say what STYLE says of their classes, the light way,
+  for viewers that know no style sheets; where one is known it has the word."""
+  rules = {}
+  for selector, body in re.findall(
+    r"([^{}]+)\{([^{}]*)\}", STYLE.partition("@media")[0]
+  ):
+    pairs = (pair.partition(":") for pair in body.split(";"))
+    rules[selector.split()[-1]] = {
+      k.strip(): " ".join(v.split()) for k, _, v in pairs if v
+    }
+  ElementTree.register_namespace("", SVG)
+  root = ElementTree.fromstring(source)
+
+  def write(element, colour):
+    names = [element.tag.removeprefix(f"{{{SVG}}}")]
+    names += [f".{name}" for name in element.get("class", "").split()]
+    own = {}
+    for name in names:
+      own |= rules.get(name, {})
+    colour = own.pop("color", colour)
+    for key, value in own.items():
+      element.set(key, colour if value == "currentColor" else value)
+    for child in element:
+      write(child, colour)
+
+  write(root, "")
+  return ElementTree.tostring(root, encoding="unicode")
 
 
 def x_axis(scale, y, top, format_tick, title, count) -> str:
