@@ -14,7 +14,10 @@ from train.sharding import Sharding
 from train.step import Step
 
 libtpu = pytest.importorskip("libtpu")
-
+if jax.__version_info__ < (0, 8):
+  pytest.skip(
+    "jax 0.7 crashes where it compiles for TPUs", allow_module_level=True
+  )
 
 # all on the slice, and of hybrids one that shares a block; a program for one
 # chip is the same without what chips tell each other
@@ -29,7 +32,13 @@ def sharding(topology):
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # one a test worker
   os.environ["TPU_LIBRARY_PATH"] = libtpu.get_library_path()
-  found = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+  chips = map(int, topology.partition(":")[2].split("x"))
+  found = topologies.get_topology_desc(
+    platform="tpu",
+    topology_name=topology,
+    # of a chip alone some libtpu want to be told that it is
+    chips_per_host_bounds=(*(min(n, 2) for n in chips), 1),
+  )
   return Sharding(devices=found.devices)
 
 
@@ -49,6 +58,8 @@ def test_a_training_step_compiles(
   data = jax.eval_shape(lambda: batch(c))
   data = devices.placed(data, devices.batch_specs(data))
   compiled = step.train.lower(state, data).compile()
-  assert compiled.memory_analysis().temp_size_in_bytes > 0
+  assert compiled.memory_analysis().generated_code_size_in_bytes > 0
+  alone = devices.mesh.size == 1
+  assert ("all-reduce" in compiled.as_text()) != alone
   if name in MIXERS:
     record_property("provenance", ["mixers", name, "tpu", topology])
