@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from arch import target
+
 
 class Matrix(nnx.Param):
   """A dense map, d_in x d_out in its last two axes: weight decay, Muon."""
@@ -148,7 +150,7 @@ def product(formula, x, y, precision=None):
       f"product of {formula!r}: each letter must be once in two or three of "
       "its parts, and ... in front of all or none"
     )
-  if jax.default_backend() == "cpu":
+  if target.name() == "cpu":
     # XLA refuses some bfloat16 products with a float32 sum there
     return cpu_product(formula, x.astype(jnp.float32), y.astype(jnp.float32))
   return jnp.einsum(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from arch import pattern
+from arch import pattern, target
 from arch.block import Block, Once, stacked
 from arch.layers import NORMS, ROLES, Buffer, Embedding, closest
 from arch.recurrence import chunks
@@ -269,7 +269,7 @@ class LM(nnx.Module):
         layer + period * jnp.arange(n, dtype=jnp.int32),
       )
       layer += n * period
-      if n == 1 or (jax.default_backend() == "cpu" and n <= UNROLL):
+      if n == 1 or (target.name() == "cpu" and n <= UNROLL):
         carry, ys = (x, stream), []
         for part in unstack(xs, n):
           carry, y = body(carry, part)

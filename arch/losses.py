@@ -11,7 +11,8 @@ so on a GPU.
 
 A `logits_fn(params, x)` is pure, closes over no array, and turns C D into
 C V in float32. It works on the positions [j, n + j, 2 n + j ...] at step j of
-n, so that a batch split over devices stays where it is.
+n, and n divides a sequence, or is of whole ones, so that a batch split over
+devices stays where it is.
 
 B batch  T time  D width  V symbols  C positions in a chunk  n chunks
 """
@@ -60,26 +61,37 @@ def score(logits_fn, params, x, targets, chunk: int):
 
   _, found = jax.lax.scan(step, None, split((x, targets), chunk))
   B, T = targets.shape
-  return jax.tree.map(lambda a: a.T.reshape(-1)[: B * T].reshape(B, T), found)
+  _, (_, time) = cuts(B, T, chunk)
+  return jax.tree.map(lambda a: a.T.reshape(-1, T + time)[:B, :T], found)
+
+
+def cuts(B: int, T: int, chunk: int):
+  """n, and how many sequences and positions have to be added for it.
+
+  n is within twice what is needed, and at least two where B T > 1. It cuts each
+  sequence into as many, or else whole sequences apart, and of such n it is the
+  one that adds the least: nothing, if one divides.
+  """
+
+  def best(size, need):
+    return min(range(need, 2 * need), key=lambda n: -size % n)
+
+  need = max(math.ceil(B * T / chunk), min(B * T, 2))
+  if need <= T:
+    n = best(T, need)
+    return n, (0, -T % n)
+  n = best(B, math.ceil(need / T))
+  return n * T, (-B % n, 0)
 
 
 def split(arrays, chunk: int):
-  """Each B T ... as n C ..., at least two of them where B T > 1.
-
-  n divides B T if it can within twice what is needed: zeros at the end, of
-  weight 0, cost less than shorter chunks only beyond that.
-  """
-  B, T = arrays[0].shape[:2]
-  N = B * T
-  need = max(math.ceil(N / chunk), min(N, 2))
-  n = next((n for n in range(need, 2 * need) if N % n == 0), need)
-  pad = -N % n
+  """Each B T ... as n C ..., zeros of weight 0 among them."""
+  n, more = cuts(*arrays[0].shape[:2], chunk)
 
   def cut(a):
-    a = a.reshape(N, *a.shape[2:])
-    if pad:
-      a = jnp.pad(a, ((0, pad),) + ((0, 0),) * (a.ndim - 1))
-    return a.reshape(-1, n, *a.shape[1:]).swapaxes(0, 1)
+    if any(more):
+      a = jnp.pad(a, [(0, m) for m in more] + [(0, 0)] * (a.ndim - 2))
+    return a.reshape(-1, n, *a.shape[2:]).swapaxes(0, 1)
 
   return tuple(cut(a) for a in arrays)
 

@@ -114,6 +114,20 @@ CASES = {
     0,
     15,
   ),
+  "window": (
+    lambda x: jax.lax.reduce_window(
+      x, 0.0, jax.lax.add, (1, 3), (1, 1), "VALID"
+    ),
+    (X,),
+    0,
+    3 * 3 * 3,
+  ),
+  "scaled scatter": (
+    lambda x, i, y: x.at[i].multiply(y),
+    (shaped(9, 5), shaped(3, dtype=jnp.int32), X),
+    0,
+    15,
+  ),
   "transform": (
     lambda x: jnp.fft.fft(x),
     (shaped(3, 16, dtype=jnp.complex64),),
@@ -156,6 +170,31 @@ def test_while_is_refused():
 
   with pytest.raises(ValueError, match="while loop"):
     flops(function, X)
+
+
+@pytest.mark.parametrize(
+  "name, function",
+  {
+    "qr|geqrf|householder_product": jnp.linalg.qr,
+    "svd": jnp.linalg.svd,
+    "cholesky": jnp.linalg.cholesky,
+    "eigh": jnp.linalg.eigh,
+    "custom_linear_solve|lu": jnp.linalg.inv,
+    "pure_callback": lambda x: jax.pure_callback(lambda x: x @ x, x, x),
+  }.items(),
+)
+def test_what_has_no_formula_is_refused(name, function):
+  with pytest.raises(ValueError, match=f"the cost of '({name})' is not known"):
+    flops(function, W)
+
+
+def test_the_machine_that_counts_does_not_matter(monkeypatch):
+  c = models.config("gated_deltanet")
+  found = []
+  for platform in ("cpu", "tpu"):
+    monkeypatch.setattr(jax, "default_backend", lambda p=platform: p)
+    found.append(arch.count(arch.abstract(c.model), 64))
+  assert found[0] == found[1]
 
 
 def test_agrees_with_xla():

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import programs
 import pytest
 from models import batch, close, config
 
@@ -70,8 +71,35 @@ def test_eight_devices_are_one(replicates, model):
   spread = sharding.state(state)
   sizes = [x.sharding.num_devices for x in jax.tree.leaves(spread)]
   assert set(sizes) == {8}
-  together, _ = step.train(spread, sharding.batch(batch(c), replicates))
+  shared = sharding.batch(batch(c), replicates)
+  program = step.train.lower(spread, shared).compile()
+  together, _ = program(spread, shared)
   close(jax.device_get(together["params"]), jax.device_get(alone["params"]))
+  if model == 1:
+    c.train.batch = 8 if replicates else 1
+    own = programs.expected(step, step.init(0, 1e-3), batch(c))
+    assert programs.products(program.as_text()) == pytest.approx(own, rel=0.01)
+
+
+@pytest.mark.parametrize(
+  ("name", "platform", "parts"),
+  [("mingru", "cpu", 2), ("mingru", "cpu", 8), ("experts", "tpu", 1)],
+)
+def test_a_device_computes_its_sequences(name, platform, parts, monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+  c = quick(name, accumulate=parts, batch=8 * parts)
+  step, sharding = Step(c), Sharding()
+  state = jax.eval_shape(lambda: step.init(0, 1e-3))
+  data = jax.eval_shape(lambda: batch(c))
+  placed = (
+    sharding.placed(state, sharding.state_specs(state)),
+    sharding.placed(data, sharding.batch_specs(data)),
+  )
+  text = step.train.lower(*placed).compile().as_text()
+  c.train.batch, c.train.accumulate = 1, 1
+  own = programs.expected(step, state, jax.eval_shape(lambda: batch(c)))
+  assert programs.products(text) == pytest.approx(parts * own, rel=0.01)
+  assert not programs.gathered(text)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import functools
 import os
 
 import jax
+import programs
 import pytest
 from models import ALONE, MIXERS, batch, config
 
@@ -59,7 +60,12 @@ def test_a_training_step_compiles(
   data = devices.placed(data, devices.batch_specs(data))
   compiled = step.train.lower(state, data).compile()
   assert compiled.memory_analysis().generated_code_size_in_bytes > 0
-  alone = devices.mesh.size == 1
-  assert ("all-reduce" in compiled.as_text()) != alone
+  text = compiled.as_text()
+  assert ("all-reduce" in text) == (devices.mesh.size > 1)
+  assert not programs.gathered(text)
+  if size == "tiny" and "experts" in c.model.channels:
+    c.train.batch //= devices.mesh.size
+    own = programs.expected(step, state, jax.eval_shape(lambda: batch(c)))
+    assert 0.9 < programs.products(text) / own <= 1
   if name in MIXERS:
     record_property("provenance", ["mixers", name, "tpu", topology])

@@ -16,7 +16,7 @@ import numpy as np
 from arch import lm
 from train import checkpoint, progress, tokenizer, workdir
 from train import data as data_lib
-from train.sharding import Sharding
+from train.sharding import Sharding, apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +85,8 @@ class Scorer:
     sums = 0.0
     for batch in batches:
       batch = sharding.batch(batch, *R)
-      part = score(state["params"], state["buffers"], batch)
+      with apart(batch):
+        part = score(state["params"], state["buffers"], batch)
       sums = sums + np.asarray(part, np.float64)
     return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]
 

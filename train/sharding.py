@@ -8,10 +8,23 @@ A CPU counts as one device a core where `platform.setup` was told so: XLA keeps
 most of a step's small products on one thread, and halves of a batch on two.
 """
 
+import contextlib
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from arch import rows
+
+
+def apart(batch):
+  """Where what reads a batch is traced: arch.rows knows who holds its rows."""
+  placed = getattr(batch["tokens"], "sharding", None)
+  axis = batch["tokens"].ndim - 2
+  if isinstance(placed, NamedSharding) and rows.AXIS in placed.spec[axis:]:
+    return jax.set_mesh(placed.mesh)
+  return contextlib.nullcontext()
 
 
 class Sharding:
@@ -30,7 +43,7 @@ class Sharding:
       )
     self.mesh = Mesh(
       devices.reshape(-1, model),
-      ("data", "model"),
+      (rows.AXIS, "model"),
       axis_types=(AxisType.Auto,) * 2,
     )
 
@@ -58,7 +71,7 @@ class Sharding:
     return cls(devices=list(placed.device_set))
 
   def _over_data(self, size: int) -> bool:
-    return size % self.mesh.shape["data"] == 0
+    return size % self.mesh.shape[rows.AXIS] == 0
 
   def state_specs(self, state):
     """A PartitionSpec for every leaf of a training state."""
@@ -67,7 +80,7 @@ class Sharding:
     def spec(path, leaf):
       axes = [None] * leaf.ndim
       if R and self._over_data(leaf.shape[0]):
-        axes[0] = "data"
+        axes[0] = rows.AXIS
       stacked = any(
         str(getattr(k, "key", "")).startswith("stack_") for k in path
       )
@@ -86,10 +99,12 @@ class Sharding:
     def spec(leaf):
       R = leaf.ndim - 2
       if R and self._over_data(leaf.shape[0]):
-        return P("data")
+        return P(rows.AXIS)
       if replicates and self._over_data(replicates):
         return P()
-      return P(*[None] * R, "data") if self._over_data(leaf.shape[R]) else P()
+      return (
+        P(*[None] * R, rows.AXIS) if self._over_data(leaf.shape[R]) else P()
+      )
 
     return jax.tree.map(spec, batch)
 

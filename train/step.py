@@ -15,6 +15,23 @@ import optax
 
 from arch import lm
 from train import optimizer
+from train.sharding import apart
+
+
+class Compiled:
+  """jax.jit of a function of a state and a batch, wherever those are."""
+
+  def __init__(self, function, **options):
+    self._jit = jax.jit(function, **options)
+    self._cache_size = self._jit._cache_size
+
+  def __call__(self, state, batch):
+    with apart(batch):
+      return self._jit(state, batch)
+
+  def lower(self, state, batch):
+    with apart(batch):
+      return self._jit.lower(state, batch)
 
 
 class Step:
@@ -30,7 +47,7 @@ class Step:
     self.model = lm.abstract(cfg.model)
     self.optimizer = optimizer.make(cfg.train, lm.roles(self.model))
     self.share = optimizer.schedule(cfg.train)
-    self.train = jax.jit(self._train, donate_argnums=0)
+    self.train = Compiled(self._train, donate_argnums=0)
     self._inits = jax.jit(self._init), jax.jit(jax.vmap(self._init))
 
   def init(self, seed, lr):
@@ -100,7 +117,8 @@ class Step:
       return (loss, aux), grads
 
     def split(x):
-      return x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
+      # sequences m, M + m, 2 M + m ...: each device has its share of every m
+      return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     batch = jax.tree.map(split, batch)
     # a part weighs as many positions as it scores, so that M parts are the

@@ -15,19 +15,22 @@ are padded to whole blocks of R slots: sum_e ceil(load_e / R) is at most
 (pairs + E (R - 1)) / R, so the number of blocks is fixed and always enough.
 ragged_dot would need no padding, but costs as much as every expert on every
 token on a CPU, and does not compile for a TPU under vmap (libtpu 0.0.52).
+Where the batch is split over devices each sorts its own tokens: over all of
+them, XLA would have every device run every pair.
 
 B batch  T time  N = B T tokens  D width  E experts  K chosen a token
 M blocks  R slots in a block  W width of an expert
 """
 
 import dataclasses
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import layers, rows, target
 from arch.channels import swiglu
 from arch.layers import Buffer, Matrix, fan_in, product
 
@@ -127,42 +130,52 @@ class Channel(nnx.Module):
 
   def route(self, x):
     """Experts N K of tokens N D, and their weights N K in float32."""
-    logits = jnp.matmul(
-      x.astype(jnp.float32),
-      self.router[...],
-      precision=jax.lax.Precision.HIGHEST,
-    )
-    if self.cfg.score == "sigmoid":
-      logs = jax.nn.log_sigmoid(logits)
-    else:
-      logs = jax.nn.log_softmax(logits, -1)
-    scores = jax.lax.stop_gradient(jnp.exp(logs)) + self.bias[...][None]
-    _, choice = jax.lax.top_k(scores, self.cfg.top)
-    logs = jnp.take_along_axis(logs, choice, -1)
-    alone = self.cfg.top == 1 < self.cfg.experts
-    whole = self.cfg.normalised and not alone
-    weights = jax.nn.softmax(logs, -1) if whole else jnp.exp(logs)
-    return choice, self.cfg.scale * weights
+    return route(self.cfg, x, self.router[...], self.bias[...])
 
   def __call__(self, x, reset, state):
-    B, T, D = x.shape
-    E, tokens = self.cfg.experts, x.reshape(B * T, D)
-    choice, weights = self.route(tokens)
-    load = jnp.sum(
-      choice.reshape(-1, 1) == jnp.arange(E)[None], 0, dtype=jnp.int32
-    )
+    E, K = self.cfg.experts, self.cfg.top
     matrices = self.gate[...], self.up[...], self.down[...]
-    y = dispatch(tokens, choice, weights, load, matrices).reshape(B, T, D)
+    run = functools.partial(routed, self.cfg)
+    y, load = rows.apart(run, x, self.router[...], self.bias[...], matrices)
     if self.cfg.shared_hidden:
       own = self.shared(x, reset, None)[0]
       if self.cfg.shared_gate:
         gate = product("btd,dk->btk", x, self.shared_gate[...].astype(x.dtype))
         own = own * jax.nn.sigmoid(gate).astype(own.dtype)
       y = y + own
-    share = load.astype(jnp.float32) * (E / choice.size)
+    pairs = x.shape[0] * x.shape[1] * K
+    share = jnp.sum(load, 0).astype(jnp.float32) * (E / pairs)
     bias = self.bias[...] + self.cfg.balance_rate * jnp.sign(1 - share)
     aux = {"load_violation": jnp.max(share) - 1, "next": {"bias": bias}}
     return y, {}, aux
+
+
+def route(cfg, x, router, bias):
+  logits = jnp.matmul(
+    x.astype(jnp.float32), router, precision=jax.lax.Precision.HIGHEST
+  )
+  if cfg.score == "sigmoid":
+    logs = jax.nn.log_sigmoid(logits)
+  else:
+    logs = jax.nn.log_softmax(logits, -1)
+  scores = jax.lax.stop_gradient(jnp.exp(logs)) + bias[None]
+  _, choice = jax.lax.top_k(scores, cfg.top)
+  logs = jnp.take_along_axis(logs, choice, -1)
+  alone = cfg.top == 1 < cfg.experts
+  whole = cfg.normalised and not alone
+  weights = jax.nn.softmax(logs, -1) if whole else jnp.exp(logs)
+  return choice, cfg.scale * weights
+
+
+def routed(cfg, x, router, bias, matrices):
+  """What the chosen experts add, B T D, and each expert's load, 1 E."""
+  B, T, D = x.shape
+  tokens = x.reshape(B * T, D)
+  choice, weights = route(cfg, tokens, router, bias)
+  chosen = choice.reshape(-1, 1) == jnp.arange(cfg.experts)[None]
+  load = jnp.sum(chosen, 0, dtype=jnp.int32)
+  y = dispatch(tokens, choice, weights, load, matrices)
+  return y.reshape(B, T, D), load[None]
 
 
 def dispatch(x, choice, weights, load, matrices):
@@ -177,7 +190,7 @@ def dispatch(x, choice, weights, load, matrices):
   shares = spread(weights.reshape(N * K), pair, slots.reshape(N * K, 1))
   shares = jnp.where(real, shares, 0).astype(x.dtype)
   blocks = inputs.reshape(S // R, R, D), shares.reshape(S // R, R)
-  run = blocked if jax.default_backend() == "cpu" else batched
+  run = blocked if target.name() == "cpu" else batched
   y = run(*blocks, *matrices, expert).reshape(S, D)
   return collect(y, pair // K, slots)
 
@@ -241,8 +254,13 @@ def hidden(gate, up, shares):
 
 
 def batched(x, shares, gate, up, down, expert):
-  """M R D: block m through expert[m], all at once from copied weights."""
+  """M R D: block m through expert[m], all at once from copied weights.
 
+  These are copied again in the pass backward: to keep them would take more
+  memory than all activations.
+  """
+
+  @jax.checkpoint
   def product(x, w):
     return jnp.einsum("mrd,mdw->mrw", x, w[expert].astype(x.dtype))
 

@@ -72,7 +72,7 @@ class Filter(nnx.Module):
     D, F, W = cfg.dim, cfg.features, cfg.filter
     normal = nnx.initializers.normal(0.02)
     kw = dict(dtype="float32", rngs=rngs, init=normal, role=layers.Gate)
-    self.z = layers.Embedding(waves(cfg.length, F))
+    self.z = layers.Gate(waves(cfg.length, F))
     self.first = layers.Linear(F, W, bias=True, **kw)
     self.second = layers.Linear(W, W, bias=True, **kw)
     self.third = layers.Linear(W, W, bias=True, **kw)

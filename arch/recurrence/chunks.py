@@ -20,6 +20,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 
+from arch import target
 from arch.layers import product
 
 # accumulated in float32, and exact in float32 on a TPU as well
@@ -33,7 +34,7 @@ def size(time, chunk=None):
   then takes two thirds to nine tenths of the time, and a gated one no longer.
   """
   if chunk is None:
-    chunk = 32 if jax.default_backend() == "cpu" else 64
+    chunk = 32 if target.name() == "cpu" else 64
   if chunk < 1 or chunk & (chunk - 1):
     raise ValueError(f"{chunk=} must be a power of two")
   return min(chunk, 1 << (time - 1).bit_length())

@@ -174,8 +174,10 @@ def select_backward(negative, saved, ct):
     else:
       dlog = d * (h - bx)  # h - bx is a h_{t-1}
     dbx = chunks.dot("tbnd,tbn->tbd", d, b)
-    rows = (dlog * A[None, None]).reshape(-1, *A.shape)  # see chunks.split
-    ddt = rows.sum(1).reshape(x.shape) + dbx * x
+    rows = dlog * A[None, None]
+    if rows.shape[1] == 1:  # see chunks.split; rows of a batch stay apart
+      rows = rows[:, 0]
+    ddt = rows.sum(-2).reshape(x.shape) + dbx * x
     dA += (dlog * dt[:, :, None]).sum((0, 1))
     db = chunks.dot("tbnd,tbd->tbn", d, dt * x)
     dc = chunks.dot("tbnd,tbd->tbn", h, dy)
