@@ -2,9 +2,21 @@
 
 import dataclasses
 import importlib
+import numbers
 import pkgutil
+import types
+import typing
 
 from arch.layers import closest
+
+# of the types of fields that are checked
+WORDS = {
+  int: "whole number",
+  float: "number",
+  bool: "True or False",
+  str: "word",
+  types.NoneType: "None",
+}
 
 
 def names(axis: str) -> list[str]:
@@ -24,9 +36,27 @@ def find(axis: str, name: str):
 
 
 def configure(config_class, where: str, **fields):
-  """config_class(**fields); ValueError names the closest fields."""
+  """config_class(**fields); ValueError names the closest fields, and values of
+  another type."""
   known = [f.name for f in dataclasses.fields(config_class)]
-  for name in fields:
+  hints = typing.get_type_hints(config_class)
+  for name, value in fields.items():
     if name not in known:
       raise ValueError(f"{where} has no field {name!r}: {closest(name, known)}")
+    if not fits(value, hints[name]):
+      kinds = typing.get_args(hints[name]) or (hints[name],)
+      words = ", nor ".join(WORDS[kind] for kind in kinds)
+      raise ValueError(f"{where}: {name}={value!r} is no {words}")
   return config_class(**fields)
+
+
+def fits(value, hint) -> bool:
+  """Whether a value is of the kind of number or text that a hint names; other
+  hints are left to what reads the value."""
+  hints = typing.get_args(hint) or (hint,)
+  if not WORDS.keys() >= set(hints):
+    return True
+  if isinstance(value, bool):
+    return bool in hints
+  wide = {int: numbers.Integral, float: numbers.Real}
+  return isinstance(value, tuple(wide.get(h, h) for h in hints))

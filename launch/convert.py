@@ -28,6 +28,8 @@ def main(argv):
       f"{WORKDIR.value}: {found['type']}, {found['params']:,} parameters; "
       f"tokenizer {found['tokenizer']}"
     )
+    for note in found["notes"]:
+      command.say(f"note: {note}")
   else:
     count = convert.out_of(WORKDIR.value, TO.value, WHICH.value)
     command.say(f"{TO.value}: {count} tensors, and config.json")

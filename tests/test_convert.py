@@ -172,8 +172,8 @@ def test_logits_gradients_and_decoding(kind, name, folders, runs, tmp_path):
   if steps is not None:
     close(own, steps, 1e-4)
   hf = json.loads((path / "config.json").read_text())
-  hf = convert.told(hf, load_file(path / WEIGHTS))
-  found = convert.every_rule(hf, types.find(hf, path), model)
+  rules, told, *_ = convert.understood(hf, load_file(path / WEIGHTS), path)
+  found = convert.every_rule(told, rules, model)
   flat = flatten_dict(jax.tree.map(np.zeros_like, buffers))
   flat |= {p: np.asarray(g) for p, g in flatten_dict(gradient).items()}
   own = backwards(found, flat)
@@ -369,7 +369,7 @@ def test_qwen3_next_as_it_was_published(folders, tmp_path):
   convert.out_of(tmp_path / "old", tmp_path / "out")
   assert (
     load_file(tmp_path / "out" / WEIGHTS).keys()
-    == load_file(path / WEIGHTS).keys()
+    == load_file(old / WEIGHTS).keys()
   )
 
 

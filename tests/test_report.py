@@ -579,7 +579,7 @@ def test_a_report_of_several_overwrites_no_comparison(tmp_path):
 @pytest.mark.parametrize(
   ("text", "error"),
   [
-    ('{"format": 1}', "lack created, .*arms, runs, metric"),
+    ('{"format": 1}', "lacks created, .*arms, runs, metric"),
     ("[]", "is no comparison's"),
     ('{"format": 1, "conditions": []}', "give the workdirs"),
   ],

@@ -225,7 +225,7 @@ def load_model(path, which="best"):
   """
   if which not in ("best", "last"):
     raise ValueError(f"which={which!r}: best or last")
-  model = lm.abstract(workdir.of_run(path)["model"])
+  model = abstract(workdir.of_run(path)["model"], Path(path) / "config.json")
   whole = []
   for step in ranked(path):
     folder = Path(path) / FOLDER / str(step)
@@ -244,6 +244,16 @@ def load_model(path, which="best"):
   return lm.fill(
     model, **read(Path(path) / FOLDER / str(step), target, part=True)
   )
+
+
+def abstract(config, where):
+  """The shapes of a model from a file; ValueError in one line for none."""
+  try:
+    return lm.abstract(config)
+  except ValueError as e:
+    raise ValueError(f"{where}: {e}") from None
+  except (ArithmeticError, AttributeError, LookupError, TypeError) as e:
+    raise ValueError(f"{where}: it describes no model: {e!r}") from None
 
 
 def read(folder: Path, abstract_state, iterator=None, part=False):

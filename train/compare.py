@@ -22,6 +22,7 @@ from arch.count import decoding
 from train import data as data_lib
 from train import loop, platform, provenance, sizes, workdir
 from train.evaluate import Scorer
+from train.report import kinds
 from train.step import Step
 
 LENGTH = 256  # tokens a sequence of text
@@ -257,7 +258,7 @@ class Comparison:
         code, unless that is to be kept.
     """
     try:
-      run = json.loads(file.read_text(encoding="utf-8"))
+      run = kinds.run_of(file)
       saved = workdir.flat(workdir.tuples(run["config"]))
     except (ValueError, TypeError, KeyError) as error:
       raise ValueError(

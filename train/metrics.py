@@ -17,8 +17,9 @@ import struct
 import time
 from pathlib import Path
 
-from train import workdir
+from train import schema, workdir
 
+LINE = {"step": schema.natural, str: (schema.number, None)}
 LINES = "metrics.jsonl"
 
 
@@ -26,7 +27,7 @@ def read(path) -> list[dict]:
   """The lines of a run's metrics.jsonl, but for a torn last one.
 
   Raises:
-    ValueError: a line that is no object with a step.
+    ValueError: a line that is no object with a step, and numbers.
   """
   file = Path(path) / LINES
   if not file.exists():
@@ -34,12 +35,11 @@ def read(path) -> list[dict]:
   lines = []
   for number, text in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
     try:
-      line = json.loads(text)
-      line["step"] + 0
-    except (ValueError, KeyError, TypeError):
+      line = schema.parse(text, LINE, "it")
+    except ValueError as e:
       raise ValueError(
         f"{file}, line {number} is no JSON object with a step: {text[:80]!r}; "
-        "delete that line"
+        f"delete that line ({e})"
       ) from None
     lines.append(line)
   return lines

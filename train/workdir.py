@@ -22,7 +22,16 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+from train import schema
+from train.schema import any_, natural, text
+
 FORMAT = 1
+SAVED = {"config": {str: any_}, "data": (text, None)}
+# of a run's config, what is read beside its model's own fields
+RUN = {
+  "model": {"vocab?": {"name": text, "size": natural}, "positions?": natural},
+  "data?": {"name?": text, "tokenizer?": text},
+}
 
 # A resumed run may change these: they say when to look, not what is learnt.
 FREE = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
@@ -191,14 +200,15 @@ def read(path) -> dict:
   if not Path(path).is_dir():
     raise ValueError(f"there is no folder {path}: name a run's as --workdir")
   try:
-    saved = json.loads(file.read_text(encoding="utf-8"))
+    saved = schema.load(file)
   except FileNotFoundError:
     raise ValueError(f"{path} holds no run: there is no {file}") from None
-  except ValueError as e:
-    raise ValueError(f"{file} is not JSON: {e}") from None
   found = saved.get("format") if isinstance(saved, dict) else None
-  if found != FORMAT:
+  if found != FORMAT or type(found) is not int:
     raise ValueError(f"{file} has format {found}, this version reads {FORMAT}")
+  wrong = schema.wrong(saved, SAVED, "")
+  if wrong:
+    raise ValueError(f"{file}: {wrong}")
   return tuples(saved)
 
 
@@ -216,6 +226,9 @@ def of_run(path) -> dict:
       f"{path} holds a comparison, which has no one model: name one of its "
       f"runs, such as --workdir={one}"
     )
+  wrong = schema.wrong(config, RUN, "config")
+  if wrong:
+    raise ValueError(f"{Path(path) / 'config.json'}: {wrong}")
   return config
 
 

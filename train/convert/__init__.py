@@ -6,33 +6,46 @@ train/convert/rules.py. The shapes that a folder must have follow from the rules
 read backwards, so that what does not fit is named in the folder's own terms.
 
 Raises ValueError, before anything is written, for a type that is not known, a
-tensor that is missing, left over or of another shape or dtype, a file that is
-cut short, and for weights that are pickled.
+field of config.json that is of another kind or asks for what we do not have, a
+tensor that is missing, left over or of another shape or dtype, a tensor that
+repeats another one and differs from it, a number that is not finite, a file
+that is cut short, and for weights that are pickled.
 """
 
 import dataclasses
-import fnmatch
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from arch import lm
-from train import tokenizer, workdir
-from train.checkpoint import Checkpoints, load_model
-from train.convert import types
+from train import schema, tokenizer, workdir
+from train.checkpoint import Checkpoints, abstract, load_model
+from train.convert import fields, types
 from train.convert.rules import Absent, backwards, forwards
+from train.schema import any_, text
 
 SOURCE = "source.json"  # in a workdir: the folder's config, dtypes and shards
+KEPT = "kept.safetensors"  # in a workdir: tensors that no parameter is made of
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-
-
-def told(hf: Mapping, tensors) -> dict:
-  """What a type is told: config.json, and which tensors the folder has."""
-  return {**hf, "tensors": frozenset(tensors)}
+WHOLE = "model.safetensors"
+# other libraries' and other models' weights, which may lie beside
+OTHERS = ("adapter_", "consolidated")
+FLOATS = ("float32", "bfloat16", "float16")
+# of safetensors, those that numpy can hold: theirs -> numpy's
+DTYPES = {"BOOL": "bool", "BF16": "bfloat16"} | {
+  f"{kind[0].upper()}{bits}": f"{kind}{bits}"
+  for kind in ("float", "int", "uint")
+  for bits in (8, 16, 32, 64)
+  if (kind, bits) != ("float", 8)
+}
+SAYS = 3  # how many of the tensors that do not fit are named
+MARGIN = 1 << 24  # numbers for which memory is there, whatever a config says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,19 +57,68 @@ class Folder:
   shards: dict[str, str]  # tensor -> its file
 
 
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """A folder as a model of ours."""
+
+  model: dict  # a config's
+  state: dict  # params and buffers
+  source: dict  # what `out_of` needs to write the folder again
+  kept: dict[str, np.ndarray]  # tensors that no parameter is made of
+  notes: list[str]  # what is to be said about it
+
+
 def read(path) -> Folder:
   """Reads config.json and every tensor of a folder."""
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
-
   path = Path(path)
   try:
-    hf = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    hf = schema.load(path / CONFIG, {str: any_})
   except FileNotFoundError:
     raise ValueError(f"{path} holds no {CONFIG}: name a checkpoint") from None
-  except ValueError as e:
-    raise ValueError(f"{path / CONFIG} is not JSON: {e}") from None
-  files = sorted(path.glob("*.safetensors"))
+  tensors, shards = {}, {}
+  for file, names in listed(path).items():
+    found = load(path / file)
+    if names is not None and names != found.keys():
+      name = min(names ^ found.keys())
+      raise ValueError(
+        f"{path}: {INDEX} lists {name} in {file}, which is not there"
+        if name in names
+        else f"{path}: {file} holds {name}, which {INDEX} does not list there"
+      )
+    for name in found.keys() & tensors.keys():
+      raise ValueError(
+        f"{path}: {name} is in {shards[name]} and in {file}: keep one of them"
+      )
+    tensors |= found
+    shards |= dict.fromkeys(found, file)
+  return Folder(hf, tensors, shards)
+
+
+def listed(path: Path) -> dict[str, set | None]:
+  """The files of a folder's tensors, and whose they are where an index says."""
+  files = sorted(
+    p.name for p in path.glob("*.safetensors") if not p.name.startswith(OTHERS)
+  )
+  index = path / INDEX
+  if index.exists():
+    where = schema.load(index, {"weight_map": {str: text}})["weight_map"]
+    for file in where.values():
+      plain(file, index)
+    found = {
+      file: {name for name, at in where.items() if at == file}
+      for file in sorted(set(where.values()))
+    }
+    for file, names in found.items():
+      if file not in files:
+        raise ValueError(
+          f"{path}: {INDEX} lists {min(names)} in {file}, which is not there "
+          f"({len(names)} such tensors)"
+        )
+    if WHOLE in files and WHOLE not in found:
+      raise ValueError(
+        f"{path} holds {WHOLE}, which {INDEX} does not list: delete one of them"
+      )
+    return found
   if not files:
     pickled = sorted(p.name for p in path.glob("*.bin"))
     raise ValueError(
@@ -68,24 +130,75 @@ def read(path) -> Folder:
         else ""
       )
     )
-  tensors, shards = {}, {}
-  for file in files:
-    try:
-      found = load_file(file)
-    except SafetensorError as e:
-      raise ValueError(f"{file} is cut short or damaged: {e}") from None
-    tensors |= found
-    shards |= dict.fromkeys(found, file.name)
-  index = path / INDEX
-  if index.exists():
-    listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    missing = sorted(set(listed) - set(tensors))
-    if missing:
-      raise ValueError(
-        f"{path}: {INDEX} lists {missing[0]} in {listed[missing[0]]}, which is "
-        f"not there ({len(missing)} such tensors)"
-      )
-  return Folder(hf, tensors, shards)
+  return dict.fromkeys(files)
+
+
+def plain(file: str, where):
+  """ValueError for a name that may lead out of a folder, or is another file's.
+
+  Args:
+    where: the file that has this name in it.
+  """
+  if Path(file).name != file or not file.endswith(".safetensors"):
+    raise ValueError(
+      f"{where} names the file {file!r}: it must be a *.safetensors, and lie "
+      "in the same folder"
+    )
+
+
+def load(file: Path) -> dict[str, np.ndarray]:
+  """A file's tensors."""
+  from safetensors import SafetensorError, safe_open
+  from safetensors.numpy import load_file
+
+  try:
+    with safe_open(file, framework="numpy"):
+      pass  # checks the header
+    with open(file, "rb") as f:
+      header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+    for name, about in header.items():
+      dtype = about.get("dtype")
+      if name != "__metadata__" and dtype not in DTYPES:
+        raise ValueError(
+          f"{file}: {name} is {dtype}, expected {', '.join(FLOATS)}; quantised "
+          "weights are not read"
+        )
+    return load_file(file)
+  except SafetensorError as e:
+    raise ValueError(f"{file} is cut short or damaged: {e}") from None
+
+
+def spelt(names, prefix: str) -> dict[str, str]:
+  """A tensor's full name -> the name that the folder has.
+
+  What is saved from a model without a readout lacks the prefix of its parts.
+  """
+  bare = not any(name.startswith(f"{prefix}.") for name in names)
+  return {
+    name if not bare or name.startswith("lm_head.") else f"{prefix}.{name}": (
+      name
+    )
+    for name in names
+  }
+
+
+def understood(hf: Mapping, names, where) -> tuple:
+  """A folder's type, what it is told, the spelling of its tensors, and notes.
+
+  A type is told the fields of config.json, and which `tensors` there are.
+  """
+  module = types.find(hf, where)
+  spelling = spelt(names, module.PREFIX)
+  told, notes = fields.read(hf, module, spelling, where)
+  return module, told | {"tensors": frozenset(spelling)}, spelling, notes
+
+
+def shape(module, hf: Mapping, where) -> dict:
+  """The fields of a config's `model`."""
+  try:
+    return module.model(hf)
+  except ValueError as e:
+    raise ValueError(f"{where}: {e}") from None
 
 
 def arrays(model) -> dict:
@@ -118,29 +231,98 @@ def every_rule(hf: Mapping, module, model) -> dict:
   return found
 
 
-def check(where, expected: Mapping, given: Mapping, ignored):
-  """Names every tensor that does not fit."""
+def check(where, expected: Mapping, given: Mapping, ignored: Mapping):
+  """Names tensors that do not fit."""
   wrong = []
   for name in sorted(expected.keys() | given.keys()):
-    if name not in given:
+    tensor = given.get(name)
+    if tensor is None:
       wrong.append(f"{name} is missing; expected {list(expected[name].shape)}")
+    elif name not in expected and name not in ignored:
+      wrong.append(f"{name} {list(tensor.shape)} has no place")
     elif name not in expected:
-      if not any(fnmatch.fnmatchcase(name, own) for own in ignored):
-        wrong.append(f"{name} {list(given[name].shape)} has no place")
-    elif given[name].shape != expected[name].shape:
+      same = ignored[name]
+      if isinstance(same, str) and not same_as(tensor, given.get(same)):
+        tied = "tie_word_embeddings=True"
+        wrong.append(
+          f"{name} is not equal to {same}, which {tied} reads for it"
+        )
+      elif isinstance(same, np.ndarray) and not close(tensor, same):
+        wrong.append(f"{name} is not what a model of this config has there")
+    elif tensor.shape != expected[name].shape:
       wrong.append(
-        f"{name} is {list(given[name].shape)}, expected "
-        f"{list(expected[name].shape)}"
+        f"{name} is {list(tensor.shape)}, expected {list(expected[name].shape)}"
       )
-    elif given[name].dtype.name not in ("float32", "bfloat16", "float16"):
+    elif tensor.dtype.name not in FLOATS:
       wrong.append(
-        f"{name} is {given[name].dtype.name}, expected float32, bfloat16 or "
-        "float16"
+        f"{name} is {tensor.dtype.name}, expected {', '.join(FLOATS)}"
       )
+    elif not np.isfinite(tensor).all():
+      wrong.append(f"{name} holds numbers that are not finite")
   if wrong:
+    more = f"; and {len(wrong) - SAYS} more" if len(wrong) > SAYS else ""
     raise ValueError(
-      f"{where} does not fit its {CONFIG}:\n  " + "\n  ".join(wrong)
+      f"{where} does not fit its {CONFIG}: {'; '.join(wrong[:SAYS])}{more}"
     )
+
+
+def same_as(a, b) -> bool:
+  """Whether two tensors hold the same numbers."""
+  return b is not None and np.array_equal(*wide(a, b))
+
+
+def close(a, constant) -> bool:
+  """Whether a tensor is a constant, as its dtype rounds that."""
+  eps = float(jnp.finfo(a.dtype).eps) if a.dtype.name in FLOATS else 0.0
+  return a.shape == constant.shape and np.allclose(*wide(a, constant), eps, 0)
+
+
+def wide(*tensors) -> list:
+  return [t.astype(np.float64) for t in tensors]
+
+
+def model_of(path) -> Read:
+  """A folder's checkpoint as a model of ours."""
+  folder, where = read(path), Path(path) / CONFIG
+  module, hf, spelling, notes = understood(folder.hf, folder.tensors, where)
+  given = {full: folder.tensors[name] for full, name in spelling.items()}
+  config = shape(module, hf, where)
+  model = abstract(config, where)
+  leaves = arrays(model)
+  size = sum(math.prod(leaf.shape) for leaf in leaves.values())
+  held = sum(tensor.size for tensor in given.values())
+  if size > 4 * held + MARGIN:
+    raise ValueError(
+      f"{where} is of a model of {size:,} numbers, the tensors hold {held:,}"
+    )
+  empty = {
+    path: np.broadcast_to(np.float32(0), leaf.shape)
+    for path, leaf in leaves.items()
+  }
+  found = every_rule(hf, module, model)
+  expected, ignored = backwards(found, empty), module.ignored(hf)
+  check(path, expected, given, ignored)
+  made = forwards(found, given)
+  state = {
+    name: unflatten_dict({path: made[path] for path in flatten_dict(kind)})
+    for name, kind in zip(("params", "buffers"), lm.pure(model), strict=True)
+  }
+  kept = {
+    name: given[name]
+    for name, same in ignored.items()
+    if name in given and not isinstance(same, str)
+  }
+  unused = sorted(name for name in kept if ignored[name] is None)
+  if unused:
+    notes.append(f"tensors that are kept, but not used: {', '.join(unused)}")
+  source = {
+    "config": folder.hf,
+    "tensors": {
+      name: [folder.shards[name], tensor.dtype.name]
+      for name, tensor in folder.tensors.items()
+    },
+  }
+  return Read(config, state, source, kept, notes)
 
 
 def into(path, run, cfg) -> dict:
@@ -152,36 +334,15 @@ def into(path, run, cfg) -> dict:
     cfg: a config whose `model` is replaced, and `data` kept.
 
   Returns:
-    What was read: `type`, `params`, and `tokenizer`: its file, or why not.
+    What was read: `type`, `params`, `tokenizer`: its file, or why not, and
+    `notes`: lines on what was not read, or not given.
   """
-  folder = read(path)
-  module = types.find(folder.hf, path)
+  found = model_of(path)
   cfg = cfg.copy_and_resolve_references().unlock()
-  cfg.model = module.model(folder.hf)
-  model = lm.abstract(cfg.model)
-  empty = {
-    path: np.broadcast_to(np.float32(0), leaf.shape)
-    for path, leaf in arrays(model).items()
-  }
-  hf = told(folder.hf, folder.tensors)
-  found = every_rule(hf, module, model)
-  expected = backwards(found, empty)
-  check(path, expected, folder.tensors, module.ignored(hf))
+  cfg.model = found.model
   if workdir.holds(run):
     raise ValueError(f"{run} holds a run already: name another --workdir")
   words, why = own_tokenizer(path, cfg.model.vocab.size)
-  source = {
-    "config": folder.hf,
-    "tensors": {
-      name: [folder.shards[name], folder.tensors[name].dtype.name]
-      for name in expected
-    },
-  }
-  made, kinds = forwards(found, folder.tensors), lm.pure(model)
-  state = {
-    name: unflatten_dict({path: made[path] for path in flatten_dict(kind)})
-    for name, kind in zip(("params", "buffers"), kinds, strict=True)
-  }
   if words is not None:
     cfg.data.tokenizer = "bpe"
   with workdir.Workdir(run) as held:
@@ -189,14 +350,19 @@ def into(path, run, cfg) -> dict:
     (Path(run) / tokenizer.FILE).unlink(missing_ok=True)
     if words is not None:
       words.save(Path(run) / tokenizer.FILE)
-    workdir.replace(Path(run) / SOURCE, json.dumps(source, indent=2))
+    kept = Path(run) / KEPT
+    kept.unlink(missing_ok=True)
+    if found.kept:
+      save(found.kept, kept)
+    workdir.replace(Path(run) / SOURCE, json.dumps(found.source, indent=2))
     # last: with a checkpoint the folder is a run's
     with Checkpoints(held) as checkpoints:
-      checkpoints.save(0, state)
+      checkpoints.save(0, found.state)
   return {
-    "type": folder.hf["model_type"],
-    "params": sum(p.size for p in flatten_dict(kinds[0]).values()),
+    "type": found.source["config"]["model_type"],
+    "params": sum(p.size for p in flatten_dict(found.state["params"]).values()),
     "tokenizer": why,
+    "notes": found.notes,
   }
 
 
@@ -208,11 +374,39 @@ def own_tokenizer(path, size: int):
     return None, f"none: there is no {tokenizer.FILE}"
   try:
     words = tokenizer.load(file)
-  except (KeyError, TypeError, ValueError) as e:
+  except ValueError as e:
     return None, f"none: {file} is no exact byte-level BPE ({e})"
   if words.vocab > size:
     return None, f"none: {file} has {words.vocab} symbols, the model {size}"
   return words, str(file)
+
+
+def save(tensors: Mapping, file: Path):
+  """Writes a file of tensors."""
+  from safetensors import SafetensorError
+  from safetensors.numpy import save_file
+
+  try:
+    save_file(tensors, file, metadata={"format": "pt"})
+  except SafetensorError as e:  # of a full disk, too
+    raise workdir.unwritable(file, None, str(e)) from e
+
+
+def source_of(run) -> dict:
+  """What a folder was that a run was made of."""
+  file = Path(run) / SOURCE
+  pair = {str: [text]}
+  try:
+    source = schema.load(file, {"config": {str: any_}, "tensors": pair})
+  except FileNotFoundError:
+    raise ValueError(
+      f"{run} was not made by launch.convert: no {SOURCE}"
+    ) from None
+  for name, about in source["tensors"].items():
+    if len(about) != 2 or about[1] not in DTYPES.values():
+      raise ValueError(f"{file}: {name} is {about}, not a file and a dtype")
+    plain(about[0], file)
+  return source
 
 
 def out_of(run, path, which: str = "best") -> int:
@@ -223,40 +417,48 @@ def out_of(run, path, which: str = "best") -> int:
   Returns:
     How many tensors were written.
   """
-  from safetensors import SafetensorError
-  from safetensors.numpy import save_file
-
   file, path = Path(run) / SOURCE, Path(path)
-  if not file.exists():
-    raise ValueError(f"{run} was not made by launch.convert: no {SOURCE}")
-  source = json.loads(file.read_text(encoding="utf-8"))
-  hf = source["config"]
+  source = source_of(run)
+  about = source["tensors"]
+  module, hf, spelling, _ = understood(source["config"], about, file)
+  made, saved = shape(module, hf, file), workdir.of_run(run)["model"]
+  other = [k for k, v in workdir.plain(made).items() if saved.get(k) != v]
+  if other:
+    raise ValueError(f"{file} is of another model than the run's: {other[0]}")
   model = load_model(run, which)
-  found = every_rule(told(hf, source["tensors"]), types.find(hf, file), model)
   ours = {path: np.asarray(a) for path, a in arrays(model).items()}
-  tensors = backwards(found, ours)
+  found = backwards(every_rule(hf, module, model), ours)
+  kept = load(Path(run) / KEPT) if (Path(run) / KEPT).exists() else {}
+  found |= kept
+  for name, same in module.ignored(hf).items():
+    if name in spelling and isinstance(same, str):
+      found[name] = found[same]
+  if found.keys() != spelling.keys():
+    name = min(found.keys() ^ spelling.keys())
+    raise ValueError(f"{file} does not fit the run's model: {name}")
+  for full, name in spelling.items():
+    if full not in kept and about[name][1] not in FLOATS:
+      raise ValueError(f"{file}: {name} is {about[name][1]}, no float")
   if path.exists() and any(path.iterdir()):
     raise ValueError(f"{path} is not empty: name another --to")
   with workdir.writing(path):
     path.mkdir(parents=True, exist_ok=True)
     shards = {}
-    for name, array in tensors.items():
-      shard, dtype = source["tensors"][name]
-      array = np.ascontiguousarray(array.astype(np.dtype(dtype)))
-      shards.setdefault(shard, {})[name] = array
+    for full, name in spelling.items():
+      shard, dtype = about[name]
+      array = found[full].astype(np.dtype(dtype))
+      shards.setdefault(shard, {})[name] = np.ascontiguousarray(array)
     for shard, part in shards.items():
-      try:
-        save_file(part, path / shard, metadata={"format": "pt"})
-      except SafetensorError as e:  # of a full disk, too
-        raise workdir.unwritable(path / shard, None, str(e)) from e
-    if len(shards) > 1:
+      save(part, path / shard)
+    if shards.keys() != {WHOLE}:
+      size = sum(a.nbytes for part in shards.values() for a in part.values())
       index = {
-        "metadata": {"total_size": sum(a.nbytes for a in tensors.values())},
-        "weight_map": {n: source["tensors"][n][0] for n in tensors},
+        "metadata": {"total_size": size},
+        "weight_map": {name: shard for name, (shard, _) in about.items()},
       }
       workdir.replace(path / INDEX, json.dumps(index, indent=2))
     words = Path(run) / tokenizer.FILE
     if words.exists():
       shutil.copyfile(words, path / tokenizer.FILE)
-    workdir.replace(path / CONFIG, json.dumps(hf, indent=2))
-  return len(tensors)
+    workdir.replace(path / CONFIG, json.dumps(source["config"], indent=2))
+  return len(spelling)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from train import workdir
-from train.report import data, figures, page, tables
+from train import schema, workdir
+from train.report import data, figures, kinds, page, tables
 from train.report.data import merge, rows
+from train.schema import any_
 
 __all__ = ["gather", "leaderboard", "merge", "read", "rows", "write"]
 
@@ -23,10 +24,7 @@ def read(workdir) -> dict:
   path = Path(workdir) / "results.json"
   if not path.exists():
     raise ValueError(f"no results.json in {workdir}: no comparison ended there")
-  try:
-    results = json.loads(path.read_text("utf-8"))
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} is not JSON: {error}") from error
+  results = schema.load(path)
   if not isinstance(results, dict):
     raise ValueError(f"{path} is no comparison's")
   if "conditions" in results:
@@ -34,6 +32,8 @@ def read(workdir) -> dict:
       f"{path} reports several conditions: give the workdirs it came from"
     )
   try:
+    if results.get("format") == data.FORMAT:
+      kinds.check(results)
     return data.check(results)
   except ValueError as error:
     raise ValueError(f"{path}: {error}") from None
@@ -68,7 +68,7 @@ def _own(folder) -> bool:
   if (Path(folder) / "config.json").exists():
     return True
   try:
-    results = json.loads((Path(folder) / "results.json").read_text("utf-8"))
+    results = schema.load(Path(folder) / "results.json", {str: any_})
     return {"conditions", "sources"}.isdisjoint(results)
   except FileNotFoundError:
     return False

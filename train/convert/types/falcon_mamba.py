@@ -5,6 +5,8 @@ transformers, models/falcon_mamba.
 
 from train.convert.types import mamba
 
+PREFIX, UNREAD = mamba.PREFIX, mamba.UNREAD
+FIELDS = mamba.FIELDS | dict(mixer_rms_eps=1e-6)
 block, ignored, top = mamba.block, mamba.ignored, mamba.top
 
 

@@ -3,10 +3,34 @@
 transformers, models/jamba.
 """
 
-from train.convert.rules import Same, demand, under
+from train.convert.fields import Field, several
+from train.convert.rules import Same, under
 from train.convert.types import llama, mamba, olmoe
+from train.schema import natural, whole
 
-ignored = llama.ignored
+PREFIX, ignored = llama.PREFIX, llama.tied
+FIELDS = llama.FIELDS | dict(
+  vocab_size=65_536,
+  intermediate_size=14_336,
+  num_key_value_heads=Field(8, whole, None),
+  max_position_embeddings=262_144,
+  sliding_window=Field(None),
+  num_experts=several(16),
+  num_experts_per_tok=2,
+  expert_layer_period=2,
+  expert_layer_offset=Field(1, natural),
+  attn_layer_period=8,
+  attn_layer_offset=Field(4, natural),
+  mamba_d_state=16,
+  mamba_d_conv=4,
+  mamba_expand=2,
+  mamba_dt_rank=Field("auto", whole),
+  mamba_conv_bias=Field(True),
+  mamba_proj_bias=Field(False),
+)
+NAMES = olmoe.NAMES
+# how the same numbers are computed
+UNREAD = {"use_associative_scan", "use_mamba_kernels", "use_mambapy"}
 
 
 def kinds(hf, i):
@@ -23,7 +47,6 @@ def kinds(hf, i):
 
 
 def model(hf):
-  demand(hf, mamba_conv_bias=True, mamba_proj_bias=False, sliding_window=None)
   found = llama.model(hf)
   rank, width = hf["mamba_dt_rank"], hf["intermediate_size"]
   return found | dict(

@@ -4,6 +4,7 @@ transformers, models/kimi_linear. What it saves and what was published differ in
 config.json, and in the name of a dense layer's SwiGLU.
 """
 
+from train.convert.fields import Field, several
 from train.convert.rules import (
   Flat,
   Joined,
@@ -15,10 +16,61 @@ from train.convert.rules import (
   under,
 )
 from train.convert.types import llama, olmoe
+from train.schema import natural, text, whole
 
+PREFIX, top = llama.PREFIX, llama.top
+FIELDS = dict(
+  vocab_size=163_840,
+  hidden_size=2304,
+  intermediate_size=9216,
+  moe_intermediate_size=1024,
+  num_hidden_layers=several(27),
+  num_attention_heads=32,
+  num_key_value_heads=Field(32, whole, None),
+  n_shared_experts=1,
+  routed_scaling_factor=2.446,
+  kv_lora_rank=512,
+  q_lora_rank=Field(None, whole),
+  qk_rope_head_dim=64,
+  v_head_dim=128,
+  qk_nope_head_dim=128,
+  n_group=Field(1),
+  topk_group=Field(1, None),
+  num_experts_per_tok=8,
+  norm_topk_prob=True,
+  hidden_act=Field("silu"),
+  max_position_embeddings=1_048_576,
+  rms_norm_eps=1e-5,
+  tie_word_embeddings=Field(False),
+  attention_bias=Field(False),
+  num_experts=several(256),
+  mlp_layer_types=Field(None, [text]),
+  layer_types=Field(None, [text]),
+  linear_head_dim=128,
+  linear_num_heads=32,
+  linear_conv_kernel_dim=4,
+  bos_token_id=Field(163_584, natural, None),
+  # as published
+  linear_attn_config=Field(
+    None,
+    {
+      "num_heads?": whole,
+      "head_dim?": whole,
+      "short_conv_kernel_size?": whole,
+      "full_attn_layers?": [whole],
+      "kda_layers?": [whole],
+    },
+  ),
+  first_k_dense_replace=Field(1, natural),
+  mla_use_nope=Field(True),
+  moe_layer_freq=Field(1),
+  moe_router_activation_func=Field("sigmoid"),
+  num_nextn_predict_layers=Field(0),
+)
+# positions that are not turned; the whole widths of heads; of one group
+UNREAD = {"head_dim", "qk_head_dim", "rope_theta", "use_grouped_topk"}
 MIXERS = {"linear_attention": "kda", "full_attention": "mla"}
 CHANNELS = {"dense": "swiglu", "sparse": "experts"}
-# fields that have two names
 NAMES = {
   "model_max_length": "max_position_embeddings",
   "moe_renormalize": "norm_topk_prob",
@@ -27,25 +79,28 @@ NAMES = {
   "num_local_experts": "num_experts",
   "num_shared_experts": "n_shared_experts",
 }
-ignored, top = llama.ignored, llama.top
 
 
-def named(hf):
-  """The config with one name for every field."""
-  return {NAMES.get(name, name): value for name, value in hf.items()}
+def ignored(hf):
+  return {}
 
 
 def kinds(hf):
   """The mixer and the channel mixer of each block."""
   depth = hf["num_hidden_layers"]
-  mixers, channels = hf.get("layer_types"), hf.get("mlp_layer_types")
-  if mixers is None:
-    own = hf["linear_attn_config"]
+  mixers, channels = hf["layer_types"], hf["mlp_layer_types"]
+  own = hf["linear_attn_config"] or {}
+  if mixers is None and {"full_attn_layers", "kda_layers"} <= own.keys():
     at = dict.fromkeys(own["full_attn_layers"], "full_attention")
     at |= dict.fromkeys(own["kda_layers"], "linear_attention")
     mixers = [at.get(i + 1) for i in range(depth)]  # counted from 1
+  elif mixers is None:
+    full = range(4, depth, 4)
+    mixers = [
+      f"{'full' if i in full else 'linear'}_attention" for i in range(depth)
+    ]
   if channels is None:
-    dense = hf.get("first_k_dense_replace", 1)
+    dense = hf["first_k_dense_replace"]
     channels = ["dense" if i < dense else "sparse" for i in range(depth)]
   for given, known in ((mixers, MIXERS), (channels, CHANNELS)):
     if len(given) != depth or not set(given) <= set(known):
@@ -60,29 +115,17 @@ def kinds(hf):
 
 def linear(hf):
   """Heads of Kimi delta attention, their width and its convolution's."""
-  own = hf.get("linear_attn_config") or {}
+  own = hf["linear_attn_config"] or {}
   return (
-    own.get("num_heads", hf.get("linear_num_heads", 32)),
-    own.get("head_dim", hf.get("linear_head_dim", 128)),
-    own.get("short_conv_kernel_size", hf.get("linear_conv_kernel_dim", 4)),
+    own.get("num_heads", hf["linear_num_heads"]),
+    own.get("head_dim", hf["linear_head_dim"]),
+    own.get("short_conv_kernel_size", hf["linear_conv_kernel_dim"]),
   )
 
 
 def model(hf):
-  hf = named(hf)
-  demand(
-    hf,
-    hidden_act="silu",
-    attention_bias=False,
-    num_key_value_heads=hf["num_attention_heads"],
-    mla_use_nope=True,
-    n_group=1,
-    topk_group=1,
-    moe_layer_freq=1,
-    moe_router_activation_func="sigmoid",
-    num_nextn_predict_layers=0,
-    tie_word_embeddings=False,
-  )
+  if hf["num_key_value_heads"] is not None:
+    demand(hf, num_key_value_heads=hf["num_attention_heads"])
   heads, head, conv = linear(hf)
   width = hf["moe_intermediate_size"]
   return dict(
@@ -97,7 +140,7 @@ def model(hf):
         head=hf["qk_nope_head_dim"],
         value=hf["v_head_dim"],
         rank=hf["kv_lora_rank"],
-        query_rank=hf.get("q_lora_rank"),
+        query_rank=hf["q_lora_rank"],
         rotary=hf["qk_rope_head_dim"],
         base=None,
       ),
@@ -119,7 +162,7 @@ def model(hf):
 
 
 def block(hf, i):
-  hf, own = named(hf), f"model.layers.{i}"
+  own = f"model.layers.{i}"
   mixer, channel = kinds(hf)[i]
   mlp = f"{own}.mlp"  # as published
   if channel == "experts" or f"{mlp}.up_proj.weight" not in hf["tensors"]:
@@ -163,7 +206,7 @@ def mla(hf, own):
     ("up", "weight"): Transposed(f"{own}.kv_b_proj.weight"),
     ("out_proj", "weight"): Transposed(f"{own}.o_proj.weight"),
   }
-  if hf.get("q_lora_rank"):
+  if hf["q_lora_rank"]:
     Q, query = hf["q_lora_rank"], "q_a_proj"
     found["q_norm", "weight"] = Same(f"{own}.q_a_layernorm.weight")
     found["q_up", "weight"] = Transposed(f"{own}.q_b_proj.weight")

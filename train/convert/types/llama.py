@@ -3,33 +3,40 @@
 transformers, models/llama; also what its other checkpoints are saved as.
 """
 
-from train.convert.rules import Joined, Rows, Same, Transposed, demand, under
+import numpy as np
+
+from train.convert.fields import Field, several
+from train.convert.rules import Joined, Rows, Same, Transposed, under
+from train.schema import natural, whole
+
+PREFIX = "model"
+FIELDS = dict(
+  vocab_size=32_000,
+  hidden_size=4096,
+  intermediate_size=11_008,
+  num_hidden_layers=several(32),
+  num_attention_heads=32,
+  num_key_value_heads=Field(None, whole),
+  head_dim=Field(None, whole),
+  hidden_act=Field("silu"),
+  max_position_embeddings=2048,
+  rms_norm_eps=1e-6,
+  rope_theta=10_000.0,
+  attention_bias=False,
+  mlp_bias=Field(False),
+  tie_word_embeddings=False,
+  bos_token_id=Field(1, natural, None),
+)
 
 
 def heads(hf):
   """Heads of queries, of keys and values, and their width."""
   H = hf["num_attention_heads"]
-  K = hf.get("head_dim") or hf["hidden_size"] // H
-  return H, hf.get("num_key_value_heads") or H, K
-
-
-def base(hf, default=10_000.0):
-  """Of the rotary angles, which nothing else may change."""
-  demand(hf, rope_scaling=None)
-  rope = hf.get("rope_parameters") or {}
-  told = {"model_type": hf["model_type"], **rope}
-  demand(told, rope_type="default", type="default")
-  return float(rope.get("rope_theta", hf.get("rope_theta", default)))
-
-
-def rotary(hf, default):
-  """The share of a head that is turned."""
-  name = "partial_rotary_factor"
-  return (hf.get("rope_parameters") or {}).get(name, hf.get(name, default))
+  K = hf["head_dim"] or hf["hidden_size"] // H
+  return H, hf["num_key_value_heads"] or H, K
 
 
 def model(hf):
-  demand(hf, hidden_act="silu", mlp_bias=False)
   H, G, K = heads(hf)
   return dict(
     dim=hf["hidden_size"],
@@ -42,17 +49,15 @@ def model(hf):
         head=K,
         heads=H,
         kv_heads=G,
-        base=base(hf),
+        base=hf["rope_theta"],
         qk_norm=False,
-        bias=hf.get("attention_bias", False),
+        bias=hf["attention_bias"],
       )
     ),
     channels=dict(swiglu=dict(width=hf["intermediate_size"])),
     norm_eps=hf["rms_norm_eps"],
     vocab=dict(
-      name="full",
-      size=hf["vocab_size"],
-      tied=hf.get("tie_word_embeddings", False),
+      name="full", size=hf["vocab_size"], tied=hf["tie_word_embeddings"]
     ),
   )
 
@@ -68,16 +73,28 @@ def ignored(hf):
   """A tied readout, and angles that old versions saved."""
   layers = range(hf["num_hidden_layers"])
   names = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in layers]
-  return names + ["lm_head.weight"] * hf.get("tie_word_embeddings", False)
+  return tied(hf) | dict.fromkeys(names, frequencies(hf))
+
+
+def tied(hf):
+  """The embedding, where the folder has it as a readout, too."""
+  own = hf["tie_word_embeddings"]
+  return {"lm_head.weight": "model.embed_tokens.weight"} if own else {}
+
+
+def frequencies(hf):
+  """Of the rotary angles, for each pair of a head's numbers."""
+  _, _, K = heads(hf)
+  return np.float32(hf["rope_theta"] ** -(np.arange(0, K, 2) / K))
 
 
 def top(hf, norm="norm"):
-  start = hf.get("bos_token_id")
+  start = hf["bos_token_id"]
   found = {
     ("vocab", "embedding"): Rows("model.embed_tokens.weight", start),
     ("norm", "weight"): Same(f"model.{norm}.weight"),
   }
-  if not hf.get("tie_word_embeddings", False):
+  if not hf["tie_word_embeddings"]:
     found["vocab", "readout"] = Same("lm_head.weight")
   return found
 
@@ -87,7 +104,7 @@ def attention(hf, own):
     ("qkv", "weight"): qkv(hf, own, Transposed, "weight"),
     ("out_proj", "weight"): Transposed(f"{own}.o_proj.weight"),
   }
-  if hf.get("attention_bias", False):
+  if hf["attention_bias"]:
     found["qkv", "bias"] = qkv(hf, own, Same, "bias")
     found["out_proj", "bias"] = Same(f"{own}.o_proj.bias")
   return found

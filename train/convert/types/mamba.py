@@ -1,12 +1,44 @@
 """Mamba: whole blocks. transformers, models/mamba."""
 
-from train.convert.rules import Rows, Same, Taps, Transposed, demand, under
+from train.convert.fields import Field, several
+from train.convert.rules import Rows, Same, Taps, Transposed, under
+from train.schema import natural, whole
+
+PREFIX = "backbone"
+FIELDS = dict(
+  vocab_size=50_280,
+  hidden_size=768,
+  intermediate_size=Field(None, whole),  # None: expand hidden_size
+  num_hidden_layers=several(32),
+  state_size=16,
+  expand=2,
+  conv_kernel=4,
+  time_step_rank=Field("auto", whole),
+  layer_norm_epsilon=1e-5,
+  hidden_act=Field("silu"),
+  use_bias=Field(False),
+  use_conv_bias=Field(True),
+  tie_word_embeddings=True,
+  bos_token_id=Field(0, natural, None),
+)
+# of the start, of training, and of how the same numbers are computed
+UNREAD = {
+  "rescale_prenorm_residual",
+  "residual_in_fp32",
+  "time_step_floor",
+  "time_step_init_scheme",
+  "time_step_max",
+  "time_step_min",
+  "time_step_scale",
+  "use_associative_scan",
+  "use_falcon_mambapy",
+  "use_mambapy",
+}
 
 
 def model(hf):
-  demand(hf, hidden_act="silu", use_bias=False, use_conv_bias=True)
   D = hf["hidden_size"]
-  inner = hf.get("intermediate_size") or hf["expand"] * D
+  inner = hf["intermediate_size"] or hf["expand"] * D
   if inner % D:
     raise ValueError(
       f"mamba: hidden_size={D} must divide intermediate_size={inner}"
@@ -33,26 +65,24 @@ def shell(hf):
     length=2048,  # of no meaning: no block's memory has a length
     channel="none",
     norm_eps=hf["layer_norm_epsilon"],
-    vocab=dict(name="full", size=hf["vocab_size"], tied=tied(hf)),
+    vocab=dict(
+      name="full", size=hf["vocab_size"], tied=hf["tie_word_embeddings"]
+    ),
   )
 
 
-def tied(hf):
-  """Where the field is left out, Mamba is tied and Mamba-2 is not."""
-  return hf.get("tie_word_embeddings", hf["model_type"] != "mamba2")
-
-
 def ignored(hf):
-  return ["lm_head.weight"] * tied(hf)
+  own = hf["tie_word_embeddings"]
+  return {"lm_head.weight": "backbone.embeddings.weight"} if own else {}
 
 
 def top(hf):
-  start = hf.get("bos_token_id")
+  start = hf["bos_token_id"]
   found = {
     ("vocab", "embedding"): Rows("backbone.embeddings.weight", start),
     ("norm", "weight"): Same("backbone.norm_f.weight"),
   }
-  if not tied(hf):
+  if not hf["tie_word_embeddings"]:
     found["vocab", "readout"] = Same("lm_head.weight")
   return found
 

@@ -6,14 +6,26 @@ ours where the halves of every query and key are swapped.
 
 import numpy as np
 
-from train.convert.rules import Permuted, Transposed, demand, under
+from train.convert.fields import Field, several
+from train.convert.rules import Permuted, Transposed, under
 from train.convert.types import llama
+from train.schema import natural, positive
 
+PREFIX = llama.PREFIX
+FIELDS = llama.FIELDS | dict(
+  vocab_size=50_304,
+  hidden_size=768,
+  intermediate_size=8192,
+  num_hidden_layers=several(12),
+  num_attention_heads=6,
+  hidden_act=Field("relu2"),
+  final_logit_softcapping=Field(15.0, positive, None),
+  bos_token_id=Field(0, natural, None),
+)
 ignored = llama.ignored
 
 
 def model(hf):
-  demand(hf, hidden_act="relu2")
   H, G, K = llama.heads(hf)
   return dict(
     dim=hf["hidden_size"],
@@ -26,10 +38,10 @@ def model(hf):
         head=K,
         heads=H,
         kv_heads=G,
-        base=llama.base(hf),
+        base=hf["rope_theta"],
         norm="rms_plain",
         eps=hf["rms_norm_eps"],
-        bias=hf.get("attention_bias", False),
+        bias=hf["attention_bias"],
       )
     ),
     channels=dict(relu2=dict(width=hf["intermediate_size"])),
@@ -39,8 +51,8 @@ def model(hf):
     vocab=dict(
       name="full",
       size=hf["vocab_size"],
-      tied=hf.get("tie_word_embeddings", False),
-      softcap=hf.get("final_logit_softcapping", 15.0) or 0.0,
+      tied=hf["tie_word_embeddings"],
+      softcap=hf["final_logit_softcapping"] or 0.0,
     ),
   )
 

@@ -3,14 +3,32 @@
 transformers, models/olmoe. Each expert's maps are tensors of their own.
 """
 
-from train.convert.rules import Same, Stacked, Transposed, demand, under
+from train.convert.fields import Field, several
+from train.convert.rules import Same, Stacked, Transposed, under
 from train.convert.types import llama
+from train.schema import natural
 
+PREFIX = llama.PREFIX
+FIELDS = llama.FIELDS | dict(
+  vocab_size=50_304,
+  hidden_size=2048,
+  intermediate_size=2048,
+  num_hidden_layers=several(16),
+  num_attention_heads=16,
+  max_position_embeddings=4096,
+  rms_norm_eps=1e-5,
+  clip_qkv=Field(None),
+  sliding_window=Field(None),
+  num_experts=several(64),
+  num_experts_per_tok=8,
+  norm_topk_prob=False,
+  bos_token_id=Field(None, natural),
+)
+NAMES = {"num_local_experts": "num_experts"}
 ignored, top = llama.ignored, llama.top
 
 
 def model(hf):
-  demand(hf, clip_qkv=None, sliding_window=None)
   found = llama.model(hf)
   found["mixers"]["attention"] |= dict(
     qk_norm=True, whole=True, eps=hf["rms_norm_eps"]
@@ -21,7 +39,7 @@ def model(hf):
       experts=dict(
         width=hf["intermediate_size"],
         shared=0,
-        **routing(hf, hf.get("norm_topk_prob", False)),
+        **routing(hf, hf["norm_topk_prob"]),
       )
     ),
   )

@@ -1,35 +1,76 @@
 """Qwen3-Next: Gated DeltaNet and gated attention, SwiGLU and experts.
 
 transformers, models/qwen3_next. Its layers that predict further tokens, mtp.*,
-which transformers does not read, are left out.
+which transformers does not read, are kept as they are.
 """
 
 import numpy as np
 
+from train.convert.fields import Field, several
 from train.convert.rules import Joined, Permuted, Same, Taps, Transposed, under
 from train.convert.types import llama, olmoe
+from train.schema import natural, text
 
-top = llama.top
+PREFIX, top = llama.PREFIX, llama.top
+FIELDS = llama.FIELDS | dict(
+  vocab_size=151_936,
+  hidden_size=2048,
+  intermediate_size=5632,
+  num_hidden_layers=several(48),
+  num_attention_heads=16,
+  num_key_value_heads=2,
+  head_dim=256,
+  max_position_embeddings=32_768,
+  partial_rotary_factor=0.25,
+  linear_conv_kernel_dim=4,
+  linear_key_head_dim=128,
+  linear_value_head_dim=128,
+  linear_num_key_heads=16,
+  linear_num_value_heads=32,
+  layer_types=Field(None, [text]),
+  full_attention_interval=4,
+  mlp_only_layers=Field(None, [natural]),
+  decoder_sparse_step=1,
+  moe_intermediate_size=512,
+  shared_expert_intermediate_size=512,
+  num_experts=Field(512, natural, tensors=True),
+  num_experts_per_tok=10,
+  norm_topk_prob=True,
+  bos_token_id=Field(None, natural),
+)
 
 MIXERS = {"linear_attention": "gated_deltanet", "full_attention": "attention"}
 
 
 def ignored(hf):
-  return [*llama.ignored(hf), "mtp.*"]
+  further = [name for name in hf["tensors"] if name.startswith("mtp.")]
+  return llama.ignored(hf) | dict.fromkeys(further)
+
+
+def mixers(hf):
+  """The kind of mixer of each block."""
+  names, blocks = hf["layer_types"], range(hf["num_hidden_layers"])
+  if names is None:
+    every = hf["full_attention_interval"]
+    names = [
+      "linear_attention" if (i + 1) % every else "full_attention"
+      for i in blocks
+    ]
+  if len(names) != len(blocks) or not set(names) <= MIXERS.keys():
+    raise ValueError(
+      f"layer_types={names} must be {len(blocks)} of {list(MIXERS)}"
+    )
+  return names
 
 
 def kinds(hf, i):
   """The mixer and the channel mixer of block i."""
-  every = hf.get("full_attention_interval", 4)
-  kind = "linear_attention" if (i + 1) % every else "full_attention"
-  if hf.get("layer_types"):
-    kind = hf["layer_types"][i]
   sparse = (
     hf["num_experts"] > 0
-    and i not in (hf.get("mlp_only_layers") or ())
-    and (i + 1) % hf.get("decoder_sparse_step", 1) == 0
+    and i not in (hf["mlp_only_layers"] or ())
+    and (i + 1) % hf["decoder_sparse_step"] == 0
   )
-  return MIXERS[kind], "experts" if sparse else "swiglu"
+  return MIXERS[mixers(hf)[i]], "experts" if sparse else "swiglu"
 
 
 def deltanet(hf):
@@ -56,7 +97,7 @@ def model(hf):
     mixers=dict(
       attention=found["mixers"]["attention"]
       | dict(
-        rotary=llama.rotary(hf, 0.25),
+        rotary=hf["partial_rotary_factor"],
         qk_norm=True,
         norm="rms_plus",
         eps=eps,
@@ -77,7 +118,7 @@ def model(hf):
         width=hf["moe_intermediate_size"],
         shared=hf["shared_expert_intermediate_size"],
         shared_gate=True,
-        **olmoe.routing(hf, hf.get("norm_topk_prob", True)),
+        **olmoe.routing(hf, hf["norm_topk_prob"]),
       )
     ),
     norm="rms_plus",
@@ -104,7 +145,7 @@ def attention(hf, own):
 
   found = llama.attention(hf, own)
   found["qkv", "weight"] = qkv(Transposed, "weight")
-  if hf.get("attention_bias", False):
+  if hf["attention_bias"]:
     found["qkv", "bias"] = qkv(Same, "bias")
   for name in ("q_norm", "k_norm"):
     found[name, "weight"] = Same(f"{own}.{name}.weight")

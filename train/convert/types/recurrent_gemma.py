@@ -5,40 +5,60 @@ transformers, models/recurrent_gemma.
 
 import jax.numpy as jnp
 
-from train.convert.rules import (
-  Joined,
-  Rows,
-  Same,
-  Taps,
-  Transposed,
-  demand,
-  under,
-)
+from train.convert.fields import Field, several
+from train.convert.rules import Joined, Rows, Same, Taps, Transposed, under
 from train.convert.types import llama
+from train.schema import natural, text, whole
 
+PREFIX = llama.PREFIX
+FIELDS = dict(
+  vocab_size=256_000,
+  hidden_size=2560,
+  intermediate_size=7680,
+  num_hidden_layers=several(26),
+  num_attention_heads=10,
+  num_key_value_heads=Field(None, whole),
+  head_dim=Field(None, whole),
+  lru_width=Field(None, whole),
+  attention_window_size=2048,
+  conv1d_width=4,
+  block_types=Field(("recurrent", "recurrent", "attention"), [text]),
+  hidden_activation=Field("gelu_pytorch_tanh"),
+  embeddings_scale_by_sqrt_dim=Field(True),  # of the first releases
+  logits_soft_cap=30.0,
+  rms_norm_eps=1e-6,
+  rope_theta=10_000.0,
+  partial_rotary_factor=0.5,
+  attention_bias=False,
+  tie_word_embeddings=Field(True),
+  bos_token_id=Field(2, natural, None),
+)
+NAMES = {"sliding_window": "attention_window_size"}
+UNREAD = {"final_w_init_variance_scale", "w_init_variance_scale"}  # the start
 MIXERS = {"recurrent": "rglru", "attention": "attention"}
 
 
 def kinds(hf):
   """The mixer of each block."""
   names, depth = hf["block_types"], hf["num_hidden_layers"]
+  if not names or not set(names) <= MIXERS.keys():
+    raise ValueError(f"block_types={names} must be of {list(MIXERS)}")
   return [MIXERS[names[i % len(names)]] for i in range(depth)]
 
 
 def recurrent(hf):
-  return hf.get("lru_width") or hf["hidden_size"]
+  return hf["lru_width"] or hf["hidden_size"]
 
 
 def model(hf):
-  demand(hf, hidden_activation="gelu_pytorch_tanh", tie_word_embeddings=True)
   H, G, K = llama.heads(hf)
   D, depth = hf["hidden_size"], hf["num_hidden_layers"]
-  pattern = [MIXERS[name] for name in hf["block_types"]]
+  period = len(hf["block_types"])
   return dict(
     dim=D,
     depth=depth,
     length=hf["attention_window_size"],
-    pattern=tuple(pattern[:depth]),
+    pattern=tuple(kinds(hf)[:period]),
     channel="geglu",
     mixers=dict(
       rglru=dict(width=recurrent(hf), blocks=H, conv=hf["conv1d_width"]),
@@ -47,8 +67,8 @@ def model(hf):
         heads=H,
         kv_heads=G,
         window=hf["attention_window_size"],
-        rotary=llama.rotary(hf, 0.5),
-        base=llama.base(hf),
+        rotary=hf["partial_rotary_factor"],
+        base=hf["rope_theta"],
         qk_norm=False,
         bias=hf["attention_bias"],
         out_bias=True,
@@ -68,13 +88,13 @@ def model(hf):
 
 
 def ignored(hf):
-  return ["lm_head.weight"]
+  return llama.tied(hf)
 
 
 def top(hf):
   return {
     ("vocab", "embedding"): Rows(
-      "model.embed_tokens.weight", hf.get("bos_token_id")
+      "model.embed_tokens.weight", hf["bos_token_id"]
     ),
     ("norm", "weight"): Same("model.final_norm.weight"),
   }

@@ -6,34 +6,57 @@ adds 1e-6 to |k k_k|^2, which we do not.
 
 import math
 
-from train.convert.rules import (
-  Flat,
-  Rows,
-  Same,
-  Stacked,
-  Transposed,
-  demand,
-  under,
-)
+from train.convert.fields import Field, several
+from train.convert.rules import Flat, Rows, Same, Stacked, Transposed, under
 from train.convert.types import gpt2
+from train.schema import natural, positive, whole
+
+PREFIX = "model"
+FIELDS = dict(
+  vocab_size=32_000,
+  hidden_size=2048,
+  hidden_ratio=Field(4, positive, None),
+  intermediate_size=Field(None, whole),
+  num_hidden_layers=several(24),
+  head_dim=Field(64, whole, None),
+  num_heads=Field(None, whole),
+  value_dim=Field(None, whole, [whole]),
+  decay_low_rank_dim=64,
+  gate_low_rank_dim=128,
+  a_low_rank_dim=64,
+  v_low_rank_dim=16,
+  hidden_act=Field("sqrelu"),
+  max_position_embeddings=2048,
+  norm_first=True,
+  norm_bias=Field(True),
+  norm_eps=1e-5,
+  attn=Field(None),
+  tie_word_embeddings=False,
+  bos_token_id=Field(1, natural, None),
+)
+# how the same numbers are computed
+UNREAD = {
+  "attn_mode",
+  "fuse_cross_entropy",
+  "fuse_linear_cross_entropy",
+  "fuse_norm",
+  "use_l2warp",
+}
 
 
 def head(hf):
-  return hf.get("head_dim") or hf["hidden_size"] // hf["num_heads"]
-
-
-def tied(hf):
-  return hf.get("tie_word_embeddings", False)
+  if hf["head_dim"] is None and hf["num_heads"] is None:
+    raise ValueError("head_dim and num_heads are both None")
+  return hf["head_dim"] or hf["hidden_size"] // hf["num_heads"]
 
 
 def model(hf):
-  demand(hf, hidden_act="sqrelu", norm_bias=True, attn=None)
   D, depth = hf["hidden_size"], hf["num_hidden_layers"]
-  value = hf.get("value_dim")
+  value = hf["value_dim"]
   if value not in (None, D, [D] * depth):
     raise ValueError(f"rwkv7: value_dim={value} must be hidden_size={D}")
-  ratio = hf.get("hidden_ratio") or 4
-  width = hf.get("intermediate_size") or 32 * math.ceil(int(D * ratio) / 32)
+  ratio = hf["hidden_ratio"] or 4
+  width = hf["intermediate_size"] or 32 * math.ceil(int(D * ratio) / 32)
   first = dict(mixer="rwkv7", residual=False)
   return dict(
     dim=D,
@@ -54,24 +77,27 @@ def model(hf):
     channels=dict(rwkv=dict(width=width)),
     norm="layer",
     norm_eps=hf["norm_eps"],
-    embed_norm=hf.get("norm_first", True),
-    vocab=dict(name="full", size=hf["vocab_size"], tied=tied(hf)),
+    embed_norm=hf["norm_first"],
+    vocab=dict(
+      name="full", size=hf["vocab_size"], tied=hf["tie_word_embeddings"]
+    ),
   )
 
 
 def ignored(hf):
-  return ["lm_head.weight"] * tied(hf)
+  own = hf["tie_word_embeddings"]
+  return {"lm_head.weight": "model.embeddings.weight"} if own else {}
 
 
 def top(hf):
-  start = hf.get("bos_token_id")
+  start = hf["bos_token_id"]
   found = {
     ("vocab", "embedding"): Rows("model.embeddings.weight", start),
     **gpt2.both(("norm",), "model.norm"),
   }
-  if hf.get("norm_first", True):
+  if hf["norm_first"]:
     found |= gpt2.both(("embed_norm",), "model.layers.0.pre_norm")
-  if not tied(hf):
+  if not hf["tie_word_embeddings"]:
     found["vocab", "readout"] = Same("lm_head.weight")
   return found
 

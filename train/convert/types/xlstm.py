@@ -4,21 +4,49 @@ transformers, models/xlstm, with a tensor for each map: it cannot make a model
 whose maps are fused.
 """
 
-from train.convert.rules import (
-  Heads,
-  Joined,
-  Rows,
-  Same,
-  Transposed,
-  demand,
-  under,
+from train.convert.fields import Field, several
+from train.convert.rules import Heads, Joined, Rows, Same, Transposed, under
+from train.schema import natural
+
+PREFIX = "backbone"
+FIELDS = dict(
+  vocab_size=50_304,
+  hidden_size=4096,
+  num_hidden_layers=several(32),
+  num_heads=8,
+  qk_dim_factor=0.5,
+  v_dim_factor=1.0,
+  ffn_proj_factor=2.667,
+  ffn_round_up_to_multiple_of=64,
+  gate_soft_cap=15.0,
+  output_logit_soft_cap=30.0,
+  eps=1e-6,
+  norm_eps=1e-6,
+  add_out_norm=Field(True),
+  inference_state_dtype=Field("float32"),
+  norm_reduction_force_float32=Field(True),
+  tie_word_embeddings=Field(False),
+  use_bias=Field(False),
+  weight_mode=Field("single"),
+  bos_token_id=Field(0, natural, None),
 )
+NAMES = {"embedding_dim": "hidden_size", "num_blocks": "num_hidden_layers"}
+# how the same numbers are computed
+UNREAD = {
+  "autocast_kernel_dtype",
+  "chunk_size",
+  "chunkwise_kernel",
+  "max_inference_chunksize",
+  "mode",
+  "return_last_states",
+  "sequence_kernel",
+  "step_kernel",
+}
 
 
 def sizes(hf):
   """D, and the numbers of all heads' keys and of all heads' values."""
-  D = hf.get("hidden_size") or hf["embedding_dim"]
-  demand(hf, embedding_dim=D)
+  D = hf["hidden_size"]
   H = hf["num_heads"]
   keys, values = (int(D * hf[f"{n}_dim_factor"]) for n in ("qk", "v"))
   if keys % H or values % H:
@@ -30,21 +58,12 @@ def sizes(hf):
 
 
 def model(hf):
-  demand(
-    hf,
-    add_out_norm=True,
-    inference_state_dtype="float32",
-    norm_reduction_force_float32=True,
-    tie_word_embeddings=False,
-    use_bias=False,
-    weight_mode="single",
-  )
   D, keys, values = sizes(hf)
   H, step = hf["num_heads"], hf["ffn_round_up_to_multiple_of"]
   width = int((D * hf["ffn_proj_factor"] + step - 1) // step) * step
   return dict(
     dim=D,
-    depth=hf.get("num_blocks") or hf["num_hidden_layers"],
+    depth=hf["num_hidden_layers"],
     length=2048,  # of no meaning: no block's memory has a length
     pattern=("mlstm",),
     channel="swiglu",
@@ -67,11 +86,11 @@ def model(hf):
 
 
 def ignored(hf):
-  return []
+  return {}
 
 
 def top(hf):
-  start = hf.get("bos_token_id")
+  start = hf["bos_token_id"]
   return {
     ("vocab", "embedding"): Rows("backbone.embeddings.weight", start),
     ("vocab", "readout"): Same("lm_head.weight"),
