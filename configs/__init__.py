@@ -17,6 +17,18 @@ from arch.pattern import expand
 
 SIZES = ("tiny", "small", "full")
 
+# fields of `train` that a comparison sets, and how
+FLAGS = {
+  "steps": "--tokens",
+  "batch": "--batch",
+  "length": "--length",
+  "lr": "--lrs",
+  "seed": "--seeds",
+  "optimizer": "--optimizer",
+  "eval_bytes": "--eval_bytes",
+  **dict.fromkeys(("log_every", "eval_every", "save_every"), "--tokens"),
+}
+
 
 def base_config(size: str = "small") -> ml_collections.ConfigDict:
   """Everything but the pattern and the mixers' own fields.
@@ -108,46 +120,73 @@ def load(name: str, size: str = "small") -> ml_collections.ConfigDict:
   return importlib.import_module(f"configs.{name}").get_config(size)
 
 
-def several(given: Iterable[str]) -> dict:
-  """NAME[:FIELD=VALUE]... -> its config; ValueError for none, or one twice."""
+def several(given: Iterable[str], settings: Iterable[str] = ()) -> dict:
+  """NAME[:FIELD=VALUE]... -> its config; `all` is every config's name.
+
+  Args:
+    settings: FIELD=VALUE of all of them, before their own.
+
+  Raises:
+    ValueError: for none, or one twice.
+  """
   given = list(given)
+  if given == ["all"]:
+    given = names()
   if not given:
     raise ValueError(f"--archs names no config: {closest('', names())}")
   for name in given:
     if given.count(name) > 1:
       raise ValueError(f"--archs names {name!r} twice")
-  return {name: variant(name) for name in given}
+  return {name: variant(name, settings) for name in given}
 
 
-def variant(given: str) -> ml_collections.ConfigDict:
+def variant(
+  given: str, settings: Iterable[str] = ()
+) -> ml_collections.ConfigDict:
   """The config of NAME[:FIELD=VALUE]..., `small` but for these fields.
 
   A FIELD is a path below `model`, as --config has it, or the name of a field of
   the model, its mixers or channel mixers, where only one of them has it.
 
+  Args:
+    settings: FIELD=VALUE, before its own; may be of `train`, too.
+
   Raises:
     ValueError: for an unknown or ambiguous field, or a value of another type.
   """
-  name, *settings = given.split(":")
+  name, *own = given.split(":")
   c = load(name).unlock()
   for setting in settings:
-    field, equals, text = setting.partition("=")
-    if not equals:
-      raise ValueError(f"{given}: a field is set as {name}:FIELD=VALUE")
-    path = field if "." in field else whole(c, field, name)
-    own = flatten_dict({"model": c.model.to_dict()}, sep=".")
-    known = set(own) | set(fields(c))
-    if path not in known:
-      raise ValueError(f"{name} has no field {path!r}: {closest(path, known)}")
-    try:
-      value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-      value = text
-    try:
-      c.update_from_flattened_dict({path: value})
-    except (TypeError, ValueError) as error:
-      raise ValueError(f"{given}: {path}={text}: {error}") from None
+    put(c, name, setting, ("model", "train"))
+  for setting in own:
+    put(c, name, setting, ("model",))
   return c.lock()
+
+
+def put(c, name: str, setting: str, parts: tuple[str, ...]):
+  """FIELD=VALUE in the config of this name, of these parts of it."""
+  field, equals, text = setting.partition("=")
+  if not equals:
+    raise ValueError(
+      f"{name}:{setting}: a field is set as {name}:FIELD=VALUE, or of all by "
+      "--set=FIELD=VALUE"
+    )
+  path = field if "." in field else whole(c, field, name)
+  part, _, rest = path.partition(".")
+  if part == "train" and part in parts and rest in FLAGS:
+    raise ValueError(f"{path} is set by {FLAGS[rest]}")
+  own = flatten_dict({part: c[part].to_dict() for part in parts}, sep=".")
+  known = set(own) | set(fields(c))
+  if path not in known:
+    raise ValueError(f"{name} has no field {path!r}: {closest(path, known)}")
+  try:
+    value = ast.literal_eval(text)
+  except (SyntaxError, ValueError):
+    value = text
+  try:
+    c.update_from_flattened_dict({path: value})
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"{name}: {path}={text}: {error}") from None
 
 
 def fields(c) -> list[str]:

@@ -15,19 +15,26 @@ MEASURE = flags.DEFINE_bool(
 CHECK = flags.DEFINE_bool(
   "check", False, "Fail where a mixer is unverified or its record stale."
 )
-ARCHS = flags.DEFINE_list("archs", None, "Mixers; all by default.")
+ARCHS = flags.DEFINE_list("archs", ["all"], "Mixers, or all.")
+MEMORY = "fewer --archs"
 
 
 def main(argv):
   command.no_more(argv)
   import configs
   from arch import registry
-  from train import bench, provenance, workdir
+  from train import bench, progress, provenance, workdir
   from train.report import architectures
 
-  names = ARCHS.value or registry.names("mixers")
+  names = ARCHS.value
+  if names == ["all"]:
+    names = registry.names("mixers")
+  if not names:
+    raise ValueError("--archs names no mixer: leave it out for all")
   for name in names:
     registry.find("mixers", name)
+  if OUT.value:
+    workdir.check_writable(OUT.value)
   for name in names if MEASURE.value else ():
     row = bench.mixer(configs.load(name), name)
     provenance.update({("mixers", name, "measured"): [row]})
@@ -35,7 +42,8 @@ def main(argv):
       f"{name:18} {1e3 * row['seconds']:8.1f} ms "
       f"{row['memory_bytes'] / 2**20:8.1f} MiB"
     )
-  table = [row for row in provenance.rows() if row["name"] in names]
+  with progress.bar(names, "mixers", unit="") as bar:
+    table = provenance.rows(names=bar)
   print(architectures.text(table))
   if OUT.value:
     workdir.replace(OUT.value, architectures.page(table))
@@ -48,4 +56,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, memory=MEMORY)

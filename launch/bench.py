@@ -12,15 +12,17 @@ from absl import flags
 from launch import command
 
 ARCHS = flags.DEFINE_list(
-  "archs", None, "Configs to time, by their file's name; all by default."
+  "archs", ["all"], "Configs to time, by their file's name, or all."
 )
-DIM = flags.DEFINE_integer("dim", 256, "Width of the residual stream.", 1)
-DEPTH = flags.DEFINE_integer(
-  "depth", 4, "Blocks; more where a pattern is longer.", 1
+DIM = command.define_count("dim", 256, "Width of the residual stream.")
+DEPTH = command.define_count(
+  "depth", 4, "Blocks; more where a pattern is longer."
 )
-LENGTH = flags.DEFINE_integer("length", 512, "Tokens a sequence.", 1)
-BATCH = flags.DEFINE_integer("batch", 8, "Sequences a step.", 1)
-SYMBOLS = flags.DEFINE_integer("symbols", 256, "Size of the vocabulary.", 2)
+LENGTH = command.define_count("length", 512, "Tokens a sequence.")
+BATCH = command.define_count("batch", 8, "Sequences a step.")
+SYMBOLS = command.define_count(
+  "symbols", 256, "Size of the vocabulary.", least=2
+)
 DTYPE = flags.DEFINE_enum(
   "dtype", "float32", ["float32", "bfloat16"], "Compute dtype."
 )
@@ -30,7 +32,7 @@ LENGTHS = flags.DEFINE_list(
   "Step times at these lengths, all with the tokens of one sequence a device "
   "of the longest; '' for none.",
 )
-SECONDS = flags.DEFINE_float("seconds", 3.0, "How long to repeat each timing.")
+SECONDS = command.define_real("seconds", 3.0, "How long to repeat each timing.")
 KERNELS = flags.DEFINE_bool(
   "kernels", False, "Time the recurrences against their references instead."
 )
@@ -40,6 +42,7 @@ HEAD = (
   f"{'':20} {'params':>9} {'compile':>8} {'tokens/s':>9} {'GFLOP/s':>8} "
   f"{'of peak':>7} {'memory':>8} {'decode/s':>8}"
 )
+MEMORY = "--dtype=bfloat16, or a smaller --batch, --length, --lengths or --dim"
 
 
 def main(argv):
@@ -69,9 +72,7 @@ def main(argv):
 
 def whole_numbers(words: list[str]) -> list[int]:
   """Ascending lengths, each a divisor of the longest."""
-  if not all(word.isdecimal() and int(word) for word in words):
-    raise ValueError(f"--lengths={','.join(words)}: whole numbers above 0")
-  lengths = sorted(map(int, words))
+  lengths = sorted(command.named_whole("--lengths", w, 1) for w in words)
   for length in lengths:
     if lengths[-1] % length:
       raise ValueError(
@@ -101,10 +102,9 @@ def kernels() -> dict:
 
 def architectures(lengths: list[int]) -> dict:
   import configs
-  from train import bench, platform
+  from train import bench, platform, progress
 
-  names = configs.names() if ARCHS.value is None else ARCHS.value
-  cfgs = configs.several(names)
+  cfgs = configs.several(ARCHS.value)
   peak = platform.peak(DTYPE.value)
   command.say(
     f"matrix products in {DTYPE.value} reach {peak / 1e9:.0f} GFLOP/s; "
@@ -112,7 +112,7 @@ def architectures(lengths: list[int]) -> dict:
     f"{BATCH.value}, {SYMBOLS.value} symbols\n{HEAD}"
   )
   rows = []
-  for name, cfg in cfgs.items():
+  for name, cfg in progress.bar(cfgs.items(), "configs", unit="config"):
     cfg = bench.resize(
       cfg,
       dim=DIM.value,
@@ -143,4 +143,4 @@ def architectures(lengths: list[int]) -> dict:
 
 
 if __name__ == "__main__":
-  command.run(main, cores=True)
+  command.run(main, cores=True, memory=MEMORY)

@@ -1,8 +1,9 @@
 """Which architecture is better, by how much, and is that noise?
 
-python -m launch.compare [--archs=a,b,c] [--params=500K|none] [--tokens=]
+python -m launch.compare [--archs=a,b,c|all] [--params=500K|none] [--tokens=]
   [--length=] [--batch=] [--data=stdlib] [--seeds=3] [--lrs=...]
-  [--optimizer=adamw|muon] [--workdir=]
+  [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=block]
+  [--set=FIELD=VALUE] [--workdir=]
 python -m launch.compare --report=W1,W2 --workdir=OUT
 
 An arm is a config's name, or a variant of it: mamba,mamba:negative=True.
@@ -11,37 +12,74 @@ An arm is a config's name, or a variant of it: mamba,mamba:negative=True.
 from absl import flags
 
 from launch import command
+from train import platform
+from train.plan import Plan
 
 ARCHS = flags.DEFINE_list(
   "archs",
   ["attention", "mamba2", "gated_deltanet", "griffin", "experts"],
-  "Configs to compare, by their file's name; NAME:FIELD=VALUE for a variant.",
+  "Configs to compare, by their file's name, or all; NAME:FIELD=VALUE for a "
+  "variant.",
 )
-PARAMS = flags.DEFINE_string(
-  "params", "500K", "Parameters of every arm, or none for each config's own."
+PARAMS = command.define_count(
+  "params",
+  Plan.params,
+  "Parameters of every arm, or none for each config's own.",
+  none=True,
 )
-TOKENS = flags.DEFINE_string("tokens", "250K", "Tokens of one run.")
-LENGTH = flags.DEFINE_integer(
+TOKENS = command.define_count("tokens", Plan.tokens, "Tokens of one run.")
+LENGTH = command.define_count(
   "length", None, "Tokens a sequence; by default a task's own, or 256."
 )
-BATCH = flags.DEFINE_integer("batch", 8, "Sequences a step.")
+BATCH = command.define_count("batch", Plan.batch, "Sequences a step.")
 DATA = flags.DEFINE_string(
-  "data", "stdlib", "stdlib, text:PATH, tfds:NAME[/CONFIG] or task:NAME."
+  "data",
+  Plan.data,
+  "stdlib, text:PATH, bytes:PATH, tfds:NAME[/CONFIG] or task:NAME.",
 )
-SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds at each arm's best rate.")
+SEEDS = command.define_count(
+  "seeds", Plan.seeds, "Seeds at each arm's best rate."
+)
 LRS = flags.DEFINE_list(
-  "lrs", ["3e-3", "1e-2", "3e-2"], "Grid of peak learning rates."
+  "lrs", [f"{lr:g}" for lr in Plan.lrs], "Grid of peak learning rates."
 )
 OPTIMIZER = flags.DEFINE_enum(
-  "optimizer", "adamw", ["adamw", "muon"], "Of every arm."
+  "optimizer", Plan.optimizer, ["adamw", "muon"], "Of every arm."
 )
-EVAL_BYTES = flags.DEFINE_string(
-  "eval_bytes", "64K", "Size of the slices that are scored."
+DTYPE = flags.DEFINE_enum(
+  "dtype",
+  None,
+  ["float32", "bfloat16"],
+  "Compute dtype of every arm; by default its config's, float32.",
 )
-TOGETHER = flags.DEFINE_integer(
+REMAT = flags.DEFINE_enum(
+  "remat",
+  None,
+  ["none", "block"],
+  "Whether every arm computes its blocks again for the gradient: less memory, "
+  "more time.",
+)
+SET = flags.DEFINE_multi_string(
+  "set",
+  [],
+  "FIELD=VALUE of every arm, as model.vocab.tied=True or train.accumulate=2; "
+  "may be given again.",
+)
+EVAL_BYTES = command.define_count(
+  "eval_bytes", Plan.eval_bytes, "Size of the slices that are scored."
+)
+TOGETHER = command.define_count(
   "together",
   0,
   "Runs that one program trains at once; 0: one on a CPU, else all.",
+  least=0,
+)
+KEEP = flags.DEFINE_enum(
+  "keep",
+  "one",
+  ["none", "one", "all"],
+  "Whose states stay once a run is scored, for launch.evaluate and "
+  "launch.generate: of none, of every arm's first seed, of all.",
 )
 OLD_CODE = flags.DEFINE_bool(
   "old_code", False, "Keep finished runs that older code of an arm trained."
@@ -53,7 +91,14 @@ REPORT = flags.DEFINE_list(
   "report", None, "Workdirs of finished comparisons to report together."
 )
 WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where results go; by default runs/compare."
+  "workdir",
+  None,
+  "Where results go; by default runs/compare, and what is not as by default: "
+  "runs/compare-book-params2M.",
+)
+MEMORY = (
+  "--together=1, --remat=block, --set=train.accumulate=2, "
+  "--dtype=bfloat16, or a smaller --batch, --length or --params"
 )
 
 
@@ -66,9 +111,15 @@ def rates() -> tuple[float, ...]:
     ) from None
 
 
+def settings() -> tuple[str, ...]:
+  given = {"dtype": DTYPE.value, "remat": REMAT.value}
+  own = [f"model.{name}={value}" for name, value in given.items() if value]
+  return (*own, *SET.value)
+
+
 def main(argv):
   command.no_more(argv)
-  from train import platform, report
+  from train import report
 
   if FIGURES.value:
     report.converter()  # not after hours of training
@@ -79,35 +130,37 @@ def main(argv):
     import configs
     from train import compare
 
-    workdir = WORKDIR.value or "runs/compare"
-    own_sizes = PARAMS.value.lower() == "none"
-    plan = compare.Plan(
-      params=None if own_sizes else command.number(PARAMS),
-      tokens=command.number(TOKENS),
+    plan = Plan(
+      params=PARAMS.value or None,
+      tokens=TOKENS.value,
       length=LENGTH.value,
       batch=BATCH.value,
       data=DATA.value,
       seeds=SEEDS.value,
       lrs=rates(),
-      eval_bytes=command.number(EVAL_BYTES),
+      eval_bytes=EVAL_BYTES.value,
       optimizer=OPTIMIZER.value,
+      settings=settings(),
     )
+    workdir = WORKDIR.value or f"runs/{plan.folder}"
     comparison = compare.Comparison(
-      configs.several(ARCHS.value),
+      configs.several(ARCHS.value, plan.settings),
       plan,
       workdir,
       say=command.say,
       together=TOGETHER.value,
       old_code=OLD_CODE.value,
+      keep=KEEP.value,
     )
     conditions = comparison.run()
     if conditions is None:
       command.say(f"stopped; go on with: {platform.command()}")
-      return
+      return command.stopped(comparison.signals.name)
   print(report.leaderboard(conditions), flush=True)
   files = report.write(conditions, workdir, FIGURES.value)
   print("\n" + "\n".join(f"wrote {path}" for path in files.values()))
+  return 0
 
 
 if __name__ == "__main__":
-  command.run(main, cores=True)
+  command.run(main, cores=True, memory=MEMORY)

@@ -12,12 +12,13 @@ from launch import command
 WORKDIR = flags.DEFINE_string("workdir", None, "A trained run's folder.")
 DATA = flags.DEFINE_string("data", None, "Data; by default the run's own.")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Which.")
-CONTEXT = flags.DEFINE_integer(
+CONTEXT = command.define_count(
   "context", None, "Tokens back that attention sees; by default the config's."
 )
-CHUNK = flags.DEFINE_integer("chunk", 1024, "Tokens a call.")
+CHUNK = command.define_count("chunk", 1024, "Tokens a call.")
 WHICH = flags.DEFINE_enum("which", "best", ["best", "last"], "Checkpoint.")
 flags.mark_flag_as_required("workdir")
+MEMORY = "a smaller --chunk or --context"
 
 
 def main(argv):
@@ -42,4 +43,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  command.run(main)
+  command.run(main, memory=MEMORY)

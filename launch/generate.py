@@ -20,7 +20,7 @@ TOP_P = flags.DEFINE_float(
   "top_p", 0.95, "Share of probability to draw from.", 0, 1
 )
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
-BYTES = flags.DEFINE_integer("bytes", 500, "How much to write.", lower_bound=1)
+BYTES = command.define_count("bytes", 500, "How much to write.")
 WHICH = flags.DEFINE_enum("which", "best", ["best", "last"], "Checkpoint.")
 flags.mark_flag_as_required("workdir")
 

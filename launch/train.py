@@ -1,7 +1,7 @@
 """Trains one run; the same command again goes on where it stopped.
 
-python -m launch.train --config=configs/mamba2.py:small --workdir=runs/mamba2 \
-  [--config.train.lr=3e-3 ...]
+python -m launch.train --config=mamba2[:tiny|small|full]
+  [--workdir=runs/mamba2] [--config.train.lr=3e-3 ...] [--init=runs/OTHER]
 """
 
 from pathlib import Path
@@ -10,33 +10,52 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import command
+from train import platform
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "configs/NAME.py or configs/NAME.py:SIZE.", lock_config=True
+  "config",
+  None,
+  "A config's name, or a file: mamba2, mamba2:tiny, configs/mamba2.py:small.",
+  lock_config=True,
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder; by default runs/NAME."
 )
+INIT = flags.DEFINE_string(
+  "init",
+  None,
+  "A run's folder whose parameters this one begins with, at step 0 and with a "
+  "fresh optimiser.",
+)
 flags.mark_flag_as_required("config")
+MEMORY = (
+  "--config.train.accumulate=2, --config.model.remat=block, "
+  "--config.model.dtype=bfloat16, or a smaller --config.train.batch or "
+  "--config.train.length"
+)
 
 
 def main(argv):
   command.no_more(argv)
-  from train import data, loop, platform
+  from train import data, loop, workdir
 
   cfg = CONFIG.value
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   path = WORKDIR.value or f"runs/{name.partition('.')[0]}"
+  workdir.check(path, cfg, INIT.value)
+  if INIT.value is not None:
+    workdir.of_run(INIT.value)
   source = data.load(cfg.data.to_dict(), progress=command.say)
   cfg = loop.resolve(cfg, source)
-  result = loop.run(cfg, path, source)
+  result = loop.run(cfg, path, source, init=INIT.value)
   place = f"{path}: step {result.step} of {cfg.train.steps}"
   if result.done:
     command.say(f"{place}, valid {result.scores[0]}")
-  else:
-    kept = "saved; go on" if result.step else "nothing saved yet; start again"
-    command.say(f"{place}, {kept} with: {platform.command()}")
+    return 0
+  kept = "saved; go on" if result.step else "nothing saved yet; start again"
+  command.say(f"{place}, {kept} with: {platform.command()}")
+  return command.stopped(result.stopped)
 
 
 if __name__ == "__main__":
-  command.run(main, cores=True)
+  command.run(main, cores=True, memory=MEMORY)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import configs
-from train import compare, loop, metrics, provenance, report
+from train import checkpoint, compare, loop, metrics, provenance, report
 
 # they share a comparison that was made once
 pytestmark = pytest.mark.xdist_group("compare")
@@ -41,11 +41,11 @@ def plan(folder, **fields):
   )
 
 
-def comparison(path, its_plan, archs=("attention", "mamba2"), together=0):
+def comparison(path, its_plan, archs=("attention", "mamba2"), **fields):
   arms = {name: configs.load(name, "tiny") for name in archs}
   said = []
   return compare.Comparison(
-    arms, its_plan, path, say=said.append, together=together
+    arms, its_plan, path, say=said.append, **fields
   ), said
 
 
@@ -120,9 +120,8 @@ def test_an_interrupted_comparison_goes_on(
 
 def test_another_plan_is_refused(finished, folder):
   path, _, _ = finished
-  made, _ = comparison(path, plan(folder, tokens=200))
-  with pytest.raises(ValueError, match="tokens: saved 100, given 200"):
-    made.run()
+  with pytest.raises(ValueError, match="tokens 100 there, 200 here"):
+    comparison(path, plan(folder, tokens=200))
 
 
 def test_one_arm_may_be_added(finished, folder):
@@ -136,6 +135,9 @@ def test_one_arm_may_be_added(finished, folder):
 def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
   old, whole, _ = finished
   shutil.copytree(old, tmp_path / "copy")
+  # of a kill between a result and the end of its state
+  killed = tmp_path / "copy/runs/mamba2/tune-seed0-lr0.001/checkpoints/5"
+  killed.mkdir(parents=True)
   its_plan = plan(folder, seeds=3, lrs=(1e-30, 1e-3, 1e-2))
   made, _ = comparison(tmp_path / "copy", its_plan, together=3)
   run, trained = loop.run, []
@@ -148,7 +150,7 @@ def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
   results = made.run()
   assert scores(whole).items() <= scores(results).items()
   new = {"tune-seed0-lr1e-30", "final-seed3-lr0.01"}
-  assert set(trained) == new and len(trained) == 4
+  assert set(trained) == new and len(trained) == 4 and killed.exists()
 
 
 def test_together_is_one_by_one(finished, folder, tmp_path):
@@ -265,6 +267,157 @@ def test_a_result_that_is_cut_short_says_what_to_do(
   assert str(file) in str(e.value) and "\n" not in str(e.value)
 
 
+def test_another_comparison_is_refused_in_words_before_data_are_loaded(
+  finished, folder, monkeypatch
+):
+  path, _, _ = finished
+  monkeypatch.delattr(compare.data_lib, "load")
+  other = plan(folder, data="text:/a/book.txt", length=None, settings=("a=1",))
+  with pytest.raises(ValueError) as e:
+    comparison(path, other)
+  text = str(e.value)
+  assert f"data text:{folder} there, text:/a/book.txt here" in text
+  assert "settings none there, a=1 here" in text and "length" not in text
+  assert f"--workdir={path.parent}/compare-" in text and "book" in text
+  assert "\n" not in text
+
+
+def test_states_of_finished_runs_are_dropped(finished):
+  """But for each arm's first seed's, from which text can be generated."""
+  path, _, said = finished
+  kept = [f.parents[1] for f in path.glob("runs/*/*/checkpoints/*")]
+  assert {run.parent.name for run in kept} >= {"attention", "mamba2"}
+  assert all(run.name.startswith("final-seed1-") for run in kept)
+  with pytest.raises(ValueError, match="--workdir=.*/attention/final-seed1-lr"):
+    checkpoint.load_model(path)
+  run = next(path.glob("runs/attention/final-seed1*"))
+  assert len(checkpoint.steps(run)) == 1 and checkpoint.load_model(run)
+  other = next(path.glob("runs/attention/tune*"))
+  with pytest.raises(ValueError, match="dropped once scored; see --keep"):
+    checkpoint.load_model(other)
+  assert any("MB in" in s and "one seed an arm (--keep)" in s for s in said)
+
+
+@pytest.mark.parametrize(
+  ("keep", "phase", "seeds", "left"),
+  [
+    ("none", "final", [1], []),
+    ("one", "final", [1], [9]),
+    ("one", "final", [2], []),
+    ("one", "final", [1, 2], []),
+    ("one", "tune", [0], []),
+    ("all", "tune", [0], [7, 9]),
+  ],
+)
+def test_what_is_kept(keep, phase, seeds, left, folder, tmp_path):
+  for step in (7, 9):
+    (tmp_path / f"checkpoints/{step}").mkdir(parents=True)
+  made, _ = comparison(tmp_path / "w", plan(folder), ("mamba2",), keep=keep)
+  made.drop(tmp_path, phase, [(seed, 0.1) for seed in seeds])
+  assert checkpoint.steps(tmp_path) == left
+
+
+def test_rates_that_six_digits_do_not_tell_apart(tmp_path):
+  """And runs of a rate whose folder was named by six digits are found."""
+  place = compare.Comparison.place
+  a, b = 0.00123456789, 0.00123456788
+  assert f"{a:g}" == f"{b:g}" and place(tmp_path, "tune", 0, 1e-2) == (
+    tmp_path / "tune-seed0-lr0.01"
+  )
+  old = tmp_path / f"tune-seed0-lr{a:g}"
+  new = [place(tmp_path, "tune", 0, lr) for lr in (a, b)]
+  assert new[0] != new[1] and old not in new
+  old.mkdir()
+  (old / "result.json").write_text(json.dumps({"lr": a}))
+  assert [place(tmp_path, "tune", 0, lr) for lr in (a, b)] == [old, new[1]]
+
+
+def test_what_is_left_is_told():
+  clock = compare.Clock({"a": 100, "b": 300}, 4)
+  assert str(clock) == "run 1 of 8"
+  clock.done("a", 1)  # by an earlier start
+  clock.done("a", 1, 50.0, 40.0)
+  # 2 runs of 10 s, and 4 of 30 s that compile, too
+  assert str(clock) == "run 3 of 8, about 3 min left"
+  clock.done("a", 2, 20.0)
+  clock.done("b", 3, 90.0)
+  assert str(clock) == "run 8 of 8, about 30 s left"
+  assert [compare.span(s) for s in (59, 5400, 200_000)] == [
+    "1 min",
+    "1.5 h",
+    "2.3 d",
+  ]
+
+
+def test_one_step_has_no_rate(folder, tmp_path):
+  made, _ = comparison(tmp_path, plan(folder, tokens=26), ("mamba2",))
+  result = loop.Result({}, 1, True, [], 0.0, 3.0, [])
+  assert made.timing(result, 1)["tokens_per_second"] is None
+  result = dataclasses.replace(result, step=3, seconds=2.0)
+  assert made.timing(result, 1)["tokens_per_second"] == 26
+
+
+def test_all_is_every_config():
+  assert list(configs.several(["all"])) == configs.names()
+
+
+def test_settings_are_of_every_arm():
+  arms = configs.several(
+    ["mamba", "mamba2:head=32"], ["model.dtype=bfloat16", "train.decay=0.2"]
+  )
+  for cfg in arms.values():
+    assert cfg.model.dtype == "bfloat16" and cfg.train.decay == 0.2
+  assert arms["mamba2:head=32"].model.mixers.mamba2.head == 32
+  for setting, error in (
+    ("train.batch=3", "train.batch is set by --batch"),
+    ("dim", "mamba: 'dim' sets no field: write mamba:FIELD=VALUE"),
+    ("", "mamba: '' sets no field"),
+    ("model.length=9", "model.length is set by --length"),
+    ("model.vocab.size=300", "model.vocab.size is that of the data"),
+    ("negative=True", "mamba2 has no field 'negative'"),
+  ):
+    with pytest.raises(ValueError, match=error):
+      configs.several(["mamba", "mamba2"], [setting])
+
+
+def test_whole_numbers_of_settings_may_be_written_as_rates():
+  (cfg,) = configs.several(["mamba2"], ["train.warmup=2e1"]).values()
+  assert cfg.train.warmup == 20 and type(cfg.train.warmup) is int
+
+
+@pytest.mark.parametrize(
+  ("arm", "settings", "said"),
+  [
+    ("mamba2", ("model.dim=512",), "mamba2: model.dim=512 would be "),
+    ("mamba2:dim=512", (), "mamba2:dim=512: model.dim=512 would be "),
+    ("mamba2", ("train.warmup=900",), "train.warmup=900 would be "),
+  ],
+)
+def test_what_no_arm_would_have_is_refused(
+  arm, settings, said, folder, tmp_path
+):
+  made = compare.Comparison(
+    configs.several([arm], settings),
+    plan(folder, settings=settings, params=60_000),
+    tmp_path / "w",
+    say=lambda line: None,
+  )
+  with pytest.raises(ValueError, match=said):
+    made.run()
+
+
+def test_settings_are_of_the_plan_and_the_results(folder, tmp_path):
+  given = plan(folder, settings=("model.dtype=bfloat16",))
+  made, _ = comparison(tmp_path, given, ("mamba2",))
+  assert made.results({}, [], made.configs["mamba2"][1])["settings"] == [
+    "model.dtype=bfloat16"
+  ]
+  assert "settings" not in plan(folder).fixed  # as before there were any
+  assert given.other(plan(folder).fixed) == [
+    "settings none there, model.dtype=bfloat16 here"
+  ]
+
+
 def test_a_refused_plan_may_be_corrected(folder, tmp_path, monkeypatch):
   made, _ = comparison(tmp_path, plan(folder, params=10))
   with pytest.raises(ValueError, match="no width reaches 10"):
@@ -372,7 +525,7 @@ def test_an_arm_may_be_a_variant():
   ("arm", "message"),
   [
     ("mamba4:negative=True", "unknown architecture 'mamba4'"),
-    ("mamba:negative", "a field is set as mamba:FIELD=VALUE"),
+    ("mamba:negative", "sets no field: write mamba:FIELD=VALUE"),
     ("mamba:negatve=True", "no field 'negatve': did you mean 'negative'"),
     ("mamba:norm=rms", "several 'norm': model.norm, model.mixers.mamba.norm"),
     ("mamba:train.lr=1.0", "no field 'train.lr'"),

@@ -111,7 +111,7 @@ def test_a_signal_saves_and_the_same_call_goes_on(
   compiled = step.train
   monkeypatch.setattr(step, "train", struck(compiled, 7, terminated))
   result = loop.run(c, tmp_path / "run", text, step=step)
-  assert not result.done and result.step == 8
+  assert not result.done and result.step == 8 and result.stopped == "SIGTERM"
   monkeypatch.setattr(step, "train", compiled)
   result = loop.run(c, tmp_path / "run", text, step=step)
   jax.tree.map(
@@ -247,3 +247,48 @@ def test_config_json_can_be_read(text, never_stopped, tmp_path):
   saved = json.loads((tmp_path / "run" / "config.json").read_text())
   assert saved["format"] == 1 and saved["data"] == text.hash
   assert saved["config"]["model"]["vocab"]["size"] == 256
+
+
+def test_a_run_begins_with_anothers_parameters(text, never_stopped, tmp_path):
+  c, step, state, _ = never_stopped
+  first, second = tmp_path / "first", tmp_path / "second"
+  loop.run(c, first, text, step=step)
+  with loop.Signals() as signals:
+    signals.name = "SIGTERM"
+    result = loop.run(
+      c, second, text, step=step, signals=signals, init=str(first)
+    )
+  jax.tree.map(
+    np.testing.assert_array_equal, result.state["params"], state["params"]
+  )
+  assert result.step == 0 and int(result.state["step"]) == 0
+  assert not np.any(jax.tree.leaves(result.state["opt"])[-1])
+  wide = prepared(text, "rglru")
+  with pytest.raises(ValueError, match="another model: .* there, .* here") as e:
+    loop.run(wide, tmp_path / "third", text, init=str(first))
+  assert "\n" not in str(e.value)
+
+
+def test_parameters_of_other_symbols_are_refused(
+  text, never_stopped, tmp_path, monkeypatch
+):
+  c, step, *_ = never_stopped
+  loop.run(c, tmp_path / "first", text, step=step)
+  monkeypatch.setattr(
+    loop.tokenizer, "of_run", lambda _: type("BPE", (), {"vocab": 256})()
+  )
+  with pytest.raises(ValueError, match="symbols of another tokeniser"):
+    loop.run(
+      c, tmp_path / "second", text, step=step, init=str(tmp_path / "first")
+    )
+
+
+def test_stages_are_shown(text, never_stopped, tmp_path, capfd):
+  c, _, *_ = never_stopped
+  c = c.copy_and_resolve_references()
+  c.train.update(steps=1, warmup=0)
+  result = loop.run(c, tmp_path / "run", text)
+  shown = capfd.readouterr().err
+  assert "compiling" in shown and "scoring" in shown
+  assert f"valid {result.scores[0].bits_per_byte:.4f}" in shown
+  assert max(map(len, shown.splitlines())) <= 80

@@ -82,6 +82,67 @@ def test_absent_platform_is_refused(asked, files, tmp_path):
   assert done.stdout == ""
 
 
+@pytest.fixture
+def seen(tmp_path, monkeypatch):
+  """Puts the files of devices into a folder in place of the machine's."""
+  for name in (*platform.VISIBLE, "JAX_PLATFORMS"):
+    monkeypatch.delenv(name, raising=False)
+  found = platform.glob.glob
+  monkeypatch.setattr(platform.glob, "glob", lambda p: found(f"{tmp_path}{p}"))
+
+  def put(*paths, text=""):
+    for path in paths:
+      file = tmp_path / path.lstrip("/")
+      file.parent.mkdir(parents=True, exist_ok=True)
+      file.write_text(text)
+
+  return put
+
+
+def pci(put, vendor, device):
+  put("/sys/bus/pci/devices/0000:00:05.0/vendor", text=f"{vendor}\n")
+  put("/sys/bus/pci/devices/0000:00:05.0/device", text=f"{device}\n")
+
+
+def test_an_accelerator_that_jax_does_not_see_is_refused(seen, monkeypatch):
+  pci(seen, "0x1ae0", "0x0063")
+  with pytest.raises(ValueError, match=r"has a TPU \(.*--platform=cpu") as e:
+    platform.refuse_unseen()
+  assert "\n" not in str(e.value)
+  pci(seen, "0x1ae0", "0x0042")  # a network card of the same maker
+  platform.refuse_unseen()
+  seen("/dev/nvidia0")
+  with pytest.raises(ValueError, match=r"has a GPU \(.*--platform=cpu"):
+    platform.refuse_unseen()
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+  platform.refuse_unseen()
+
+
+def test_what_may_be_anything_is_not_refused(seen):
+  seen("/dev/vfio/0", "/dev/dxg", "/dev/kfd", "/dev/nvidiactl")
+  platform.refuse_unseen()
+  assert platform.device_files("tpu") and platform.device_files("gpu")
+
+
+def test_a_neural_processor_is_no_tpu(seen):
+  seen("/dev/accel/accel0")
+  assert not platform.device_files("tpu")
+  seen("/dev/accel0")
+  assert platform.device_files("tpu")
+
+
+def test_setup_refuses_a_cpu_in_an_accelerators_place(tmp_path):
+  code = (
+    "from train import platform\n"
+    "platform.tpu_chips = lambda: ['0000:00:05.0']\n"
+    "platform.setup({})"
+  )
+  fields = {"JAX_PLATFORMS": None, "LAB_CACHE": str(tmp_path)}
+  done = python(code.format("None"), **fields)
+  assert "ValueError: this machine has a TPU" in done.stderr.splitlines()[-1]
+  assert python(code.format("'cpu'"), **fields).returncode == 0
+
+
 def test_unknown_platform():
   with pytest.raises(ValueError, match="'quantum': one of cpu, gpu, tpu"):
     platform.setup("quantum")

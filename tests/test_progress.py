@@ -56,3 +56,12 @@ def test_a_terminal_gets_one_line(monkeypatch):
   for _ in progress.bar(range(10), "run"):
     pass
   assert out.getvalue().count("\n") == 1 and "\r" in out.getvalue()
+
+
+def test_a_stage_is_a_line_of_80_columns(monkeypatch):
+  out = io.StringIO()
+  monkeypatch.setattr(sys, "stderr", out)
+  with progress.bar(total=9, desc="x" * 99, postfix="compiling") as bar:
+    bar.set_postfix_str("scoring")
+  lines = out.getvalue().splitlines()
+  assert max(map(len, lines)) <= 80 and "scoring" in lines[-1]

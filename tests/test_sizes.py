@@ -52,3 +52,14 @@ def test_a_second_size_that_the_config_does_not_set():
   c.match.size = "model.channels.swglu.width"
   with pytest.raises(ValueError, match="no 'swglu'. did you mean 'swiglu'"):
     sizes.solve(c, 500_000)
+
+
+@pytest.mark.parametrize("name", ["s4d", "mamba3"])
+@pytest.mark.parametrize("grows", [False, True])
+def test_a_second_size_that_must_be_even(name, grows):
+  c = config(name, "small")
+  c.model.vocab.size = 256
+  c.match = dict(size=f"model.mixers.{name}.state", grows=grows)
+  solved = sizes.solve(c, 500_000)
+  assert abs(sizes.parameters(solved) / 500_000 - 1) < 0.01
+  assert solved.model.mixers[name].state % 2 == 0

@@ -101,7 +101,13 @@ def test_a_comparison_is_no_run_and_a_run_no_comparison(tmp_path):
       with pytest.raises(ValueError, match="holds a .*--workdir") as e:
         w.record(second)
     assert "\n" not in str(e.value)
-  with pytest.raises(ValueError, match="a comparison, .*runs/ARM/RUN"):
+  with pytest.raises(ValueError, match="a comparison, .*runs/ARM/RUN .*--keep"):
+    workdir.of_run(tmp_path / "3")
+  kept = tmp_path / "3/runs/a/final-seed1-lr0.1"
+  for run in (kept, kept.with_name("tune-seed0-lr1"), kept.with_name("x")):
+    (run / "checkpoints").mkdir(parents=True)
+  (kept / "checkpoints/4").mkdir()
+  with pytest.raises(ValueError, match=f"such as --workdir={kept}$"):
     workdir.of_run(tmp_path / "3")
   assert workdir.of_run(tmp_path / "2") == CONFIG
   with pytest.raises(ValueError, match="no folder"):
@@ -167,6 +173,40 @@ def test_other_data_is_refused(tmp_path):
         ValueError, match=f"data changed: .*abc, given {data}"
       ):
         w.record(CONFIG, data)
+
+
+def test_another_run_is_refused_before_its_data_are_loaded(tmp_path):
+  workdir.check(tmp_path / "none", CONFIG)
+  with workdir.Workdir(tmp_path) as w:
+    w.record(changed("model.vocab", {"size": 256}), "abc")
+  given = changed("model.vocab", {"size": 0})
+  more = {**given, "train": {**given["train"], "steps": 20}}
+  workdir.check(tmp_path, more)
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
+  workdir.check(tmp_path, given)
+  with pytest.raises(ValueError) as e:
+    workdir.check(tmp_path, more)
+  first, line, advice = str(e.value).splitlines()
+  assert line == "  train.steps: saved 10, given 20"
+  assert f"--init={tmp_path}" in advice
+
+
+def test_a_run_that_began_elsewhere_says_so(tmp_path):
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
+  with workdir.Workdir(tmp_path) as w:
+    w.record(CONFIG, init="a")
+    assert workdir.read(tmp_path)["init"] == "a" and w.record(CONFIG, init="a")
+    with pytest.raises(ValueError, match="--init: saved 'a', given 'b'"):
+      w.record(CONFIG, init="b")
+
+
+def test_data_of_another_name_are_not_told_by_hashes(tmp_path):
+  (tmp_path / "checkpoints/3").mkdir(parents=True)
+  with workdir.Workdir(tmp_path) as w:
+    w.record({**CONFIG, "data": {"name": "stdlib"}}, "abc")
+    with pytest.raises(ValueError, match="data.name: saved 'stdlib'") as e:
+      w.record({**CONFIG, "data": {"name": "text:b"}}, "abd")
+  assert "abc" not in str(e.value)
 
 
 @pytest.mark.parametrize("path", workdir.FREE)

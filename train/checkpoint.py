@@ -235,7 +235,10 @@ def load_model(path, which="best"):
     else:
       whole.append(step)
   if not whole:
-    raise ValueError(f"{path} holds no whole checkpoint")
+    why = ""
+    if (Path(path) / "result.json").exists():
+      why = ": it was dropped once scored; see --keep of launch.compare"
+    raise ValueError(f"{path} holds no whole checkpoint{why}")
   step = whole[0] if which == "best" else max(whole)
   if len(whole) < len(steps(path)):
     say(f"{path}: the checkpoint of step {step} is used")
@@ -307,6 +310,13 @@ def shapes(tree) -> dict[str, str]:
     name = jax.tree_util.keystr(path, simple=True, separator=".")
     named[name] = f"{x.dtype}{list(x.shape)}"
   return named
+
+
+def drop(path, but: int | None = None):
+  """Deletes a run's checkpoints, all of them or all but one step's."""
+  for step in steps(path):
+    if step != but:
+      shutil.rmtree(Path(path) / FOLDER / str(step), ignore_errors=True)
 
 
 def sweep(folder: Path):
@@ -390,6 +400,9 @@ def orbax():
 
   # what is raised here in one line, it logs as well, with its traces
   logging.getLogger("absl").addFilter(lambda r: "/orbax/" not in r.pathname)
+  logging.getLogger("asyncio").addFilter(
+    lambda r: "never retrieved" not in r.getMessage()
+  )
   # and its threads still talk to the event loop that a failure has closed
   hook = sys.unraisablehook
 

@@ -4,7 +4,7 @@ Each arm is given the same grid of learning rates on seed 0, scored on the
 validation slice; its best rate, of equal ones that of fewer nats, then trains
 seeds 1 ... n, scored on the test slice. Seed s sees the same batches in every
 arm. A finished run leaves runs/ARM/PHASE-seedS-lrL/result.json, so an
-interrupted comparison goes on where it stopped.
+interrupted comparison goes on where it stopped; its checkpoints are dropped.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import datetime
 import hashlib
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,9 +20,19 @@ import jax
 
 import arch
 from arch.count import decoding
+from configs import path_of
+from train import (
+  checkpoint,
+  loop,
+  platform,
+  progress,
+  provenance,
+  sizes,
+  workdir,
+)
 from train import data as data_lib
-from train import loop, platform, provenance, sizes, workdir
 from train.evaluate import Scorer
+from train.plan import Plan
 from train.report import kinds
 from train.step import Step
 
@@ -33,70 +44,120 @@ CURVE = ("step", "tokens", "seconds", "loss")
 TIMING = ("seconds", "tokens_per_second", "compile_seconds")
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What is compared, and at what budget.
-
-  Attributes:
-    params: parameters of every arm, within 1 %; None for each config's own.
-    tokens: of one run, rounded up to whole steps.
-    length: tokens a sequence; None for a task's own, and LENGTH of text.
-    batch: sequences a step.
-    data: a name that train.data.load knows.
-    seeds: how many seeds are trained at an arm's best rate.
-    lrs: the grid of peak learning rates.
-    eval_bytes: size of the validation and test slices.
-    optimizer: of every arm, adamw or muon.
-  """
-
-  params: int | None
-  tokens: int
-  length: int | None
-  batch: int
-  data: str
-  seeds: int
-  lrs: tuple[float, ...]
-  eval_bytes: int
-  optimizer: str = "adamw"
-
-  def __post_init__(self):
-    for name in ("tokens", "length", "batch", "seeds", "eval_bytes"):
-      value = getattr(self, name)
-      if value is not None and value < 1:
-        raise ValueError(f"{name}={value} must be at least 1")
-    if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
-      raise ValueError(f"lrs={self.lrs}: name positive learning rates")
-    if len(set(self.lrs)) < len(self.lrs):
-      raise ValueError(f"lrs={self.lrs} names a rate twice")
-
-  @property
-  def steps(self) -> int:
-    return -(-self.tokens // (self.batch * self.length))
-
-  def apply(self, cfg, data):
-    """cfg at this plan's budget, with its sizes solved."""
-    cfg = cfg.copy_and_resolve_references()
-    cfg.unlock()
-    cfg.data.name = self.data
-    t = cfg.train
-    t.steps, t.length, t.batch = self.steps, self.length, self.batch
-    t.optimizer = self.optimizer
-    t.warmup = min(t.warmup, self.steps // 10)
-    t.save_every = -(-self.steps // 10)
-    # only the last state is scored; a look along the way would cost much of a
-    # short run
-    t.eval_every = self.steps
-    t.log_every = max(1, self.steps // 100)
-    t.eval_bytes = self.eval_bytes
-    cfg.model.length = self.length
-    cfg = loop.resolve(cfg, data)
-    return cfg if self.params is None else sizes.solve(cfg, self.params)
+def apply(plan: Plan, cfg, data):
+  """cfg at the plan's budget, with its sizes solved."""
+  cfg = cfg.copy_and_resolve_references()
+  cfg.unlock()
+  cfg.data.name = plan.data
+  t = cfg.train
+  t.steps, t.length, t.batch = plan.steps, plan.length, plan.batch
+  t.optimizer = plan.optimizer
+  t.warmup = min(t.warmup, plan.steps // 10)
+  t.save_every = -(-plan.steps // 10)
+  # only the last state is scored; a look along the way would cost much of a
+  # short run
+  t.eval_every = plan.steps
+  t.log_every = max(1, plan.steps // 100)
+  t.eval_bytes = plan.eval_bytes
+  cfg.model.length = plan.length
+  cfg = loop.resolve(cfg, data)
+  return cfg if plan.params is None else sizes.solve(cfg, plan.params)
 
 
 def best(runs, metric: str, better: str) -> dict:
   """The run of the best score; of several that solve a task, the surest."""
   sign = {"min": 1, "max": -1}[better]
   return min(runs, key=lambda run: (sign * run[metric], run["nats"]))
+
+
+def rate(lr: float) -> str:
+  """As few digits as tell it from every other rate."""
+  return short if float(short := f"{lr:g}") == lr else repr(lr)
+
+
+class Clock:
+  """How many runs are done, and about how long the others will take.
+
+  An arm's runs take as long as its last one here; before there was one, as
+  long as their FLOPs have taken in other arms, and compiling as long as there.
+
+  Args:
+    flops: name of an arm -> those of a token.
+    runs: how many an arm has.
+  """
+
+  def __init__(self, flops: Mapping[str, float], runs: int):
+    self.flops = flops
+    self.left = dict.fromkeys(flops, runs)
+    self.total = runs * len(flops)
+    self.took = {}  # seconds of a run
+    self.compiled = {}  # seconds of an arm
+
+  def done(self, name: str, runs: int, seconds=None, compiling=0.0):
+    """runs of an arm are done; in seconds, where they were trained now."""
+    self.left[name] -= runs
+    if seconds is not None:
+      self.took[name] = max(0.0, seconds - compiling) / runs
+      self.compiled.setdefault(name, compiling)
+
+  def seconds(self) -> float | None:
+    """Of what is left; None before anything was trained."""
+    if not self.took:
+      return None
+    flops = sum(self.flops[name] for name in self.took)
+    unit = sum(self.took.values()) / flops
+    compiling = sum(self.compiled.values()) / len(self.compiled)
+    return sum(
+      left * self.took[name]
+      if name in self.took
+      else left * unit * self.flops[name] + compiling * bool(left)
+      for name, left in self.left.items()
+    )
+
+  @property
+  def place(self) -> str:
+    left = sum(self.left.values())
+    return f"run {self.total - left + 1} of {self.total}"
+
+  def __str__(self):
+    seconds = self.seconds()
+    time_left = "" if seconds is None else f", about {span(seconds)} left"
+    return self.place + time_left
+
+
+def span(seconds: float) -> str:
+  """In the largest unit of which there is about one."""
+  for unit, size, digits in (("d", 86_400, 1), ("h", 3600, 1), ("min", 60, 0)):
+    if seconds >= 0.95 * size:
+      return f"{seconds / size:.{digits}f} {unit}"
+  return f"{seconds:.0f} s"
+
+
+def whole(file, cfg) -> dict:
+  """The run of a result.json.
+
+  Raises:
+    ValueError: it is not whole, or of another config than this.
+  """
+  try:
+    run = kinds.run_of(file)
+  except ValueError as error:
+    raise ValueError(
+      f"{file} holds no whole run ({error}): delete it to train that again"
+    ) from None
+  saved = workdir.flat(workdir.tuples(run["config"]))
+  given = workdir.flat(workdir.plain(cfg))
+  other = [
+    f"{k}: saved {saved.get(k)!r}, given {given.get(k)!r}"
+    for k in saved | given
+    if saved.get(k) != given.get(k) and k not in ("train.seed", "train.lr")
+  ]
+  if other:
+    raise ValueError(
+      f"{file} is of another config; name another --workdir, or delete it "
+      "to train it again:\n  " + "\n  ".join(other)
+    )
+  return run
 
 
 class Comparison:
@@ -110,7 +171,12 @@ class Comparison:
     say: prints a line.
     together: how many replicates one program trains; 0 for one on a CPU,
       which gains nothing from more, and all of a phase elsewhere.
+    keep: whose checkpoints stay once a run is scored: of none, of every arm's
+      first seed ("one"), of all.
     old_code: whether runs that other code of an arm trained are kept.
+
+  Raises:
+    ValueError: before any data are loaded, where the workdir holds another.
   """
 
   def __init__(
@@ -121,13 +187,16 @@ class Comparison:
     *,
     say,
     together=0,
+    keep="one",
     old_code=False,
   ):
     if together < 0:
       raise ValueError(f"--together={together} must be at least 0")
     if not configs:
       raise ValueError("no arms to compare: name them in --archs")
-    self.path, self.say, self.old_code = Path(path), say, old_code
+    self.path, self.say = Path(path), say
+    self.keep, self.old_code = keep, old_code
+    self.refuse_another(plan)
     # of the code that is about to be imported, whatever is edited meanwhile
     self.code = {n: provenance.code(cfg.model) for n, cfg in configs.items()}
     self.origin = {"versions": platform.versions()}
@@ -149,28 +218,77 @@ class Comparison:
       data = next(iter(self.data.values()))
       length = data.length if data.is_task else LENGTH
       plan = dataclasses.replace(plan, length=length)
+      self.refuse_another(plan)
     self.plan = plan
+
+  def refuse_another(self, plan: Plan):
+    if not (self.path / "config.json").exists() or not workdir.holds(self.path):
+      return
+    saved = workdir.read(self.path)["config"]
+    if workdir.kind(saved) != "comparison":
+      raise workdir.another(self.path, saved, plan.fixed, {})
+    other = plan.other(saved)
+    if other:
+      own = self.path.parent / plan.folder
+      if own == self.path:
+        own = self.path.with_name(f"{own.name}-2")
+      raise ValueError(
+        f"{self.path} holds another comparison: {'; '.join(other)}. Name "
+        f"another folder, such as --workdir={own}"
+      )
+
+  def refuse_changed(self, name, given, planned):
+    """ValueError where an arm has not what was set, of all arms or of it."""
+    for setting in (*self.plan.settings, *name.split(":")[1:]):
+      path = path_of(given, setting.partition("=")[0], name)
+      own = workdir.flat(given.to_dict()).get(path)
+      here = workdir.flat(planned.to_dict()).get(path)
+      if own != here:
+        raise ValueError(
+          f"{name}: {path}={own} would be {here}: a comparison solves sizes "
+          "(--params=none keeps a config's own) and warms up for a tenth of "
+          "its steps at most"
+        )
 
   def run(self) -> dict | None:
     """The results, or None where a signal asked to stop before the end."""
-    with workdir.Workdir(self.path) as folder, self.signals:
+    with workdir.Workdir(self.path) as folder:
       first = next(iter(self.data.values()))
       arms, planned = {}, {}
-      for name, (cfg, data) in self.configs.items():
-        planned[name] = self.plan.apply(cfg, data)
+      for name, (cfg, data) in progress.bar(
+        self.configs.items(), "sizes of the arms", unit="arm", leave=False
+      ):
+        planned[name] = apply(self.plan, cfg, data)
+        self.refuse_changed(name, cfg, planned[name])
         arms[name] = self.measure(planned[name])
       # arms, rates and seeds may be added later: each run has its own folder
-      plan = dataclasses.asdict(self.plan)
-      del plan["lrs"], plan["seeds"]
-      folder.record(plan, first.hash)
+      folder.record(self.plan.fixed, first.hash)
       self.show(arms)
+      self.clock = Clock(
+        {name: arm["flops_per_token"] for name, arm in arms.items()},
+        len(self.plan.lrs) + self.plan.seeds,
+      )
       runs = []
-      for name, (_, data) in self.configs.items():
-        done = self.arm(name, planned[name], data, arms[name])
-        if done is None:
-          return None
-        runs += done
+      with self.signals:
+        for name, (_, data) in self.configs.items():
+          done = self.arm(name, planned[name], data, arms[name])
+          if done is None:
+            return None
+          runs += done
+      self.say(self.kept())
       return self.results(arms, runs, first)
+
+  def kept(self) -> str:
+    """How much of the disk the workdir takes, and why."""
+    files = (file for file in self.path.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files)
+    what = {"all": "all states", "one": "states of one seed an arm"}
+    what = what.get(self.keep, "no states")
+    if not any(self.path.glob("runs/*/*/checkpoints/[0-9]*")):
+      what = "no states"
+    # of runs that were trained together none can be read alone
+    more = ", --together=1" if self.keep == "one" and self.together > 1 else ""
+    return f"{size / 1e6:,.1f} MB in {self.path}: {what} (--keep{more})"
 
   def measure(self, cfg) -> dict:
     """What an arm's model costs."""
@@ -193,7 +311,9 @@ class Comparison:
   def show(self, arms):
     self.say(f"{'arm':20} {'parameters':>11} {'embedding':>10}  sizes")
     for name, arm in arms.items():
-      its = ", ".join(f"{k}={v}" for k, v in arm["sizes"].items())
+      its = ", ".join(
+        f"{'.'.join(k.split('.')[-2:])}={v}" for k, v in arm["sizes"].items()
+      )
       self.say(
         f"{name:20} {arm['params']:11,} {arm['params_embedding']:10,}  {its}"
       )
@@ -211,6 +331,7 @@ class Comparison:
     arm["lr"], arm["lr_at_edge"] = None, False
     if not alive:
       self.say(f"{name}: diverged at every rate of {plan.lrs}; name lower ones")
+      self.clock.done(name, plan.seeds)  # there will be none
       return tuned
     arm["lr"] = best(alive, data.metric, data.better)["lr"]
     arm["lr_at_edge"] = len(plan.lrs) > 1 and arm["lr"] in (
@@ -219,8 +340,8 @@ class Comparison:
     )
     if arm["lr_at_edge"]:
       self.say(
-        f"{name}: its best rate, {arm['lr']:g}, is at the edge of the grid; "
-        "a wider --lrs may find a better one"
+        f"{name}: best rate {rate(arm['lr'])} is at the edge of the grid; try "
+        "a wider --lrs"
       )
     seeds = [(seed, arm["lr"]) for seed in range(1, plan.seeds + 1)]
     final = self.several(name, cfg, data, programs, "final", seeds)
@@ -229,16 +350,22 @@ class Comparison:
   def several(self, name, cfg, data, programs, phase, jobs):
     """Runs of one arm, as many together as asked for; None if stopped."""
     folder = self.path / "runs" / name
-    paths = {
-      (seed, lr): folder / f"{phase}-seed{seed}-lr{lr:g}" for seed, lr in jobs
+    paths = {job: self.place(folder, phase, *job) for job in jobs}
+    # what is refused is refused before anything is trained beside it
+    done = {
+      job: self.finished(paths[job] / RESULT, cfg, name)
+      for job in jobs
+      if (paths[job] / RESULT).exists()
     }
-    missing = [job for job in jobs if not (paths[job] / RESULT).exists()]
+    missing = [job for job in jobs if job not in done]
+    self.clock.done(name, len(done))
     for i in range(0, len(missing), self.together):
       group = missing[i : i + self.together]
       path = paths[group[0]]
       if len(group) > 1:
         same = hashlib.sha256(repr(group).encode()).hexdigest()[:16]
         path = folder / f"{phase}-together-{same}"
+      start = time.perf_counter()
       code = self.begun(path, name)
       found = self.train(name, cfg, data, programs, phase, group, path)
       if found is None:
@@ -248,7 +375,35 @@ class Comparison:
         with workdir.writing(paths[job]):
           paths[job].mkdir(parents=True, exist_ok=True)
         workdir.replace(paths[job] / RESULT, json.dumps(run))
-    return [self.finished(paths[job] / RESULT, cfg, name) for job in jobs]
+        done[job] = self.finished(paths[job] / RESULT, cfg, name)
+      self.drop(path, phase, group)
+      compiling = sum(run["compile_seconds"] or 0 for run in found)
+      self.clock.done(name, len(group), time.perf_counter() - start, compiling)
+    return [done[job] for job in jobs]
+
+  @staticmethod
+  def place(folder, phase, seed, lr) -> Path:
+    """A run's folder; once it was named by six digits of its rate."""
+    path = folder / f"{phase}-seed{seed}-lr{rate(lr)}"
+    old = folder / f"{phase}-seed{seed}-lr{lr:g}"
+    if not path.exists() and (old / RESULT).exists():
+      try:
+        own = json.loads((old / RESULT).read_text("utf-8"))["lr"] == lr
+      except (ValueError, TypeError, KeyError):
+        own = False  # another rate's or, if not, trained again
+      return old if own else path
+    return path
+
+  def drop(self, path, phase, group):
+    """Deletes what only a run that goes on needs; results stand already.
+
+    Of several runs that were trained together none can be read alone.
+    """
+    first = phase == "final" and [seed for seed, _ in group] == [1]
+    if self.keep == "none" or self.keep == "one" and not first:
+      checkpoint.drop(path)
+    elif self.keep == "one":
+      checkpoint.drop(path, but=next(iter(checkpoint.ranked(path)), None))
 
   def finished(self, file, cfg, name) -> dict:
     """The run of a result.json.
@@ -257,27 +412,9 @@ class Comparison:
       ValueError: it is not whole, of another config than this, or of other
         code, unless that is to be kept.
     """
-    try:
-      run = kinds.run_of(file)
-      saved = workdir.flat(workdir.tuples(run["config"]))
-    except (ValueError, TypeError, KeyError) as error:
-      raise ValueError(
-        f"{file} holds no whole run ({error!r}): delete it to train that again"
-      ) from None
-    given = workdir.flat(workdir.plain(cfg))
-    other = [
-      f"{k}: saved {saved.get(k)!r}, given {given.get(k)!r}"
-      for k in saved | given
-      if saved.get(k) != given.get(k) and k not in ("train.seed", "train.lr")
-    ]
-    if other:
-      raise ValueError(
-        f"{file} is of another config; name another --workdir, or delete it "
-        "to train it again:\n  " + "\n  ".join(other)
-      )
-    if "code" not in run:  # an older version of this file kept none
-      return run | dict.fromkeys(("code", "versions", "machine"))
-    commit = (run["versions"] or {}).get("commit") or "unknown"
+    # an older version of this file kept none of these
+    run = dict.fromkeys(("code", "versions", "machine")) | whole(file, cfg)
+    commit = str((run["versions"] or {}).get("commit", "unknown"))
     self.same_code(f"{file} (commit {commit[:7]})", run["code"], name)
     return run
 
@@ -310,7 +447,8 @@ class Comparison:
     with cfg.unlocked():
       cfg.train.seed, cfg.train.lr = group[0]
     together = None if len(group) == 1 else group
-    what = ", ".join(f"seed {seed} lr {lr:g}" for seed, lr in group)
+    what = ", ".join(f"seed {seed} lr {rate(lr)}" for seed, lr in group)
+    self.say(f"{self.clock}: {name} {phase} {what}")
     common = {
       "arch": name,
       "phase": phase,
@@ -327,7 +465,7 @@ class Comparison:
         data,
         **programs,
         replicates=together,
-        label=f"{name} {what}",
+        label=self.clock.place,
         signals=self.signals,
       )
     except loop.Diverged as error:
@@ -359,19 +497,16 @@ class Comparison:
       run |= score if alive else dict.fromkeys(score)
       run |= {"diverged": not alive, "positions": scores[i].positions}
       found.append(run)
-      self.say(
-        f"{name} {phase} seed {seed} lr {lr:g}: {scores[i]} on {run['split']}, "
-        f"{run['tokens_per_second']:,.0f} tokens/s"
-      )
+      self.say(f"{name} {phase} seed {seed} lr {rate(lr)}: {scores[i]}")
     return found
 
   def timing(self, result, runs: int) -> dict:
     """A run's share of what its group took, so that all add up to the whole."""
     tokens = (result.step - 1) * self.plan.batch * self.plan.length
     seconds = result.seconds / runs
-    rate = tokens / max(seconds, 1e-9)
+    each = tokens / max(seconds, 1e-9) if tokens else None
     return dict(
-      zip(TIMING, (seconds, rate, result.compile_seconds / runs), strict=True)
+      zip(TIMING, (seconds, each, result.compile_seconds / runs), strict=True)
     )
 
   def results(self, arms, runs, data) -> dict:
@@ -396,6 +531,7 @@ class Comparison:
       "batch": self.plan.batch,
       "optimizer": self.plan.optimizer,
       "eval_bytes": self.plan.eval_bytes,
+      "settings": list(self.plan.settings),
       "tokens": self.plan.steps * self.plan.batch * self.plan.length,
       "arms": arms,
       "runs": runs,

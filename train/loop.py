@@ -8,7 +8,6 @@ to go on, and a run that was killed ends with the numbers of one that was not.
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,18 +17,43 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from arch import lm
+from train import checkpoint, progress, tokenizer
 from train import metrics as metrics_lib
-from train import progress, tokenizer
-from train.checkpoint import Checkpoints
 from train.evaluate import Score, Scorer
 from train.metrics import Metrics
 from train.sharding import Sharding
+from train.signals import Signals
 from train.step import Step
 from train.workdir import Workdir
 
-AT_LEAST_1 = (
-  "steps batch length accumulate log_every eval_every eval_bytes save_every"
-).split()
+# which fields must be what
+RULES = (
+  (
+    "train.steps train.batch train.length train.accumulate train.log_every "
+    "train.eval_every train.eval_bytes train.save_every train.keep "
+    "train.model_devices",
+    "at least 1",
+    lambda x: x >= 1,
+  ),
+  (
+    "train.lr train.epsilon model.norm_eps",
+    "positive and finite",
+    lambda x: 0 < x < math.inf,
+  ),
+  (
+    "train.clip train.decay train.warmup model.positions",
+    "0 or a number above",
+    lambda x: 0 <= x < math.inf,
+  ),
+  (
+    "train.beta1 train.beta2 train.momentum model.dropout",
+    "at least 0 and below 1",
+    lambda x: 0 <= x < 1,
+  ),
+  ("train.final train.cooldown", "from 0 to 1", lambda x: 0 <= x <= 1),
+  ("train.seed", "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32),
+)
 
 
 class Diverged(ValueError):
@@ -48,6 +72,7 @@ class Result:
     seconds: time spent in training steps after the first, which compiles.
     compile_seconds: the first step's, 0 where the step was compiled before.
     curve: one line of metrics.jsonl after another.
+    stopped: the name of the signal that asked to stop, or "".
   """
 
   state: dict
@@ -57,6 +82,7 @@ class Result:
   seconds: float
   compile_seconds: float
   curve: list[dict]
+  stopped: str = ""
 
   @property
   def alive(self) -> list[bool]:
@@ -67,24 +93,19 @@ def resolve(cfg, data) -> ml_collections.ConfigDict:
   """cfg with the data's number of symbols.
 
   Raises:
-    ValueError: it has another, or fields of its `train` that no run can have.
+    ValueError: it has another, or fields that no run can have.
   """
   cfg = cfg.copy_and_resolve_references()
   t = cfg.train
-  for name in AT_LEAST_1:
-    if t[name] < 1:
-      raise ValueError(f"train.{name}={t[name]} must be at least 1")
+  for names, words, holds in RULES:
+    for name in names.split():
+      part, _, field = name.partition(".")
+      if not holds(cfg[part][field]):
+        raise ValueError(f"{name}={cfg[part][field]} must be {words}")
   if t.batch % t.accumulate:
     raise ValueError(
       f"train.accumulate={t.accumulate} must divide train.batch={t.batch}"
     )
-  if not 0 < t.lr < math.inf:
-    raise ValueError(f"train.lr={t.lr} must be positive and finite")
-  for name in ("clip", "decay", "warmup"):
-    if not 0 <= t[name] < math.inf:
-      raise ValueError(f"train.{name}={t[name]} must be 0 or a number above")
-  if not 0 <= t.seed < 2**32:
-    raise ValueError(f"train.seed={t.seed} must be from 0 to 2**32 - 1")
   if data.is_task and t.length != data.length:
     raise ValueError(
       f"{data.name} makes sequences of {data.length}, and train.length is "
@@ -100,31 +121,6 @@ def resolve(cfg, data) -> ml_collections.ConfigDict:
   with cfg.unlocked():
     cfg.model.vocab.size = data.vocab
   return cfg
-
-
-class Signals:
-  """Turns SIGTERM and SIGINT into a flag that the loop reads.
-
-  A second one acts as it would have without this.
-  """
-
-  def __init__(self):
-    self.name = ""
-
-  def __enter__(self):
-    self.old = {
-      s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)
-    }
-    return self
-
-  def _catch(self, number, _):
-    self.name = signal.Signals(number).name
-    for s, handler in self.old.items():
-      signal.signal(s, handler)
-
-  def __exit__(self, *_):
-    for s, handler in self.old.items():
-      signal.signal(s, handler)
 
 
 class Clock:
@@ -167,6 +163,36 @@ def batches(cfg, data, seed):
   return (lambda step: each(jnp.uint32(seed), jnp.uint32(step))), None
 
 
+def taken(path, state, data) -> dict:
+  """The params and buffers of another run, in place of a fresh state's.
+
+  Raises:
+    ValueError: its model or its tokeniser is another.
+  """
+  if not data.is_task:
+    own, here = (
+      (type(t), t.vocab, getattr(t, "hash", ""))
+      for t in (tokenizer.of_run(path), data.tokenizer)
+    )
+    if own != here:
+      raise ValueError(
+        f"--init={path} was trained on symbols of another tokeniser than "
+        f"{data.name} has here"
+      )
+  found = lm.pure(checkpoint.load_model(path))
+  found = dict(zip(("params", "buffers"), found, strict=True))
+  saved = checkpoint.shapes(found)
+  fresh = checkpoint.shapes({k: state[k] for k in found})
+  other = [k for k in saved | fresh if saved.get(k) != fresh.get(k)]
+  if other:
+    k = other[0]
+    raise ValueError(
+      f"--init={path} has another model: {len(other)} of its arrays differ, "
+      f"such as {k}: {saved.get(k)} there, {fresh.get(k)} here"
+    )
+  return found
+
+
 def run(
   cfg,
   path,
@@ -177,6 +203,7 @@ def run(
   replicates: Sequence[tuple[int, float]] | None = None,
   label: str = "",
   signals: Signals | None = None,
+  init: str | None = None,
 ) -> Result:
   """Trains until cfg.train.steps, or until a signal asks to stop.
 
@@ -190,6 +217,7 @@ def run(
       the state; None for the config's own, without that axis.
     label: what the progress bar says first.
     signals: entered already by a caller that runs several.
+    init: a workdir whose parameters it starts with, in place of fresh ones.
 
   Raises:
     Diverged: a run without replicates met a loss that is not finite. The
@@ -213,7 +241,7 @@ def run(
     scorer = scorer or Scorer(step.model)
     windows = data.windows("valid", length=t.length, size=t.eval_bytes)
     checkpoints = stack.enter_context(
-      Checkpoints(
+      checkpoint.Checkpoints(
         folder,
         t.keep,
         metric=data.metric,
@@ -221,10 +249,13 @@ def run(
       )
     )
     # nothing refuses this config any more: now the folder is its
-    folder.record(cfg, None if data.is_task else data.hash)
+    folder.record(cfg, None if data.is_task else data.hash, init)
     if not data.is_task:
       data.tokenizer.save(Path(path) / tokenizer.FILE)
-    state = sharding.state(step.init(seed, lr))
+    state = step.init(seed, lr)
+    if init is not None and checkpoints.latest() is None:
+      state |= taken(init, state, data)
+    state = sharding.state(state)
     restored = checkpoints.restore(state, iterator)
     start = 0
     if restored is not None:
@@ -235,13 +266,15 @@ def run(
     clock = Clock(next((c["seconds"] for c in curve[::-1]), 0.0))
     scores = []
     tokens = t.batch * t.length
+    first = step.train._cache_size() == 0 and start < t.steps
     bar = stack.enter_context(
       progress.bar(
         total=t.steps * tokens,
         initial=start * tokens,
-        desc=label or str(path),
+        desc=label or Path(path).name[:24],
         unit="tok",
         unit_scale=True,
+        postfix="compiling" if first else "",
       )
     )
 
@@ -280,8 +313,10 @@ def run(
 
     def evaluate(n):
       nonlocal scores
+      bar.set_postfix_str("scoring")
       scores = scorer(state, windows, windows.bytes)
       found = [s.metrics for s in scores]
+      bar.set_postfix_str(f"valid {found[0][data.metric]:.4f}", refresh=False)
       if replicates is None:
         add(
           n,
@@ -327,5 +362,12 @@ def run(
     if not scores and n >= t.steps:
       scores = scorer(state, windows, windows.bytes)
     return Result(
-      state, n, n >= t.steps, scores, clock.seconds, compile_seconds, curve
+      state,
+      n,
+      n >= t.steps,
+      scores,
+      clock.seconds,
+      compile_seconds,
+      curve,
+      "" if n >= t.steps else signals.name,
     )

@@ -9,7 +9,8 @@ can:
   where it trains, a CPU is one device a core, see train/sharding.py: a step
     takes three quarters to nine tenths of its time on two;
   JAX does not look for a TPU where libtpu is installed and no TPU is, which
-    prints errors; a platform that was asked for and is not there is refused;
+    prints errors; a platform that was asked for and is not there is refused,
+    and so is a CPU where there is an accelerator that JAX does not see;
   programs that took a second to compile are kept for the next start: 17 s ->
     1 s for a small Mamba-2, with the same bits in its results.
 
@@ -32,9 +33,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PLATFORMS = ("cpu", "gpu", "tpu")
 DEVICES = {
-  "tpu": ("/dev/accel*", "/dev/vfio/[0-9]*"),
+  # not /dev/accel/, which is of neural processors; vfio is of whatever a
+  # virtual machine was given
+  "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
   "gpu": ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg"),  # CUDA, ROCm, WSL
 }
+# of PCI, as in jax/_src/hardware_utils.py; a network card is Google's, too
+GOOGLE = "0x1ae0"
+TPUS = ("0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076")
+PCI = "/sys/bus/pci/devices/*"
+VISIBLE = ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")  # "" or -1 for none
 PACKAGES = (
   "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy"
 ).split()
@@ -77,12 +85,49 @@ def setup(platform: str | None = None, cores: bool = False):
     raise absent(platform, str(error).partition("\n")[0]) from error
   if platform not in (None, found):
     raise absent(platform, f"JAX sees a {found} only")
+  if platform is None and found == "cpu":
+    refuse_unseen()
   keep_programs(found)
 
 
 def absent(platform: str | None, why: str) -> ValueError:
   asked = f"--platform={platform}" if platform else "JAX_PLATFORMS"
   return ValueError(f"{asked}: {why}; leave it out to run on what there is")
+
+
+def refuse_unseen():
+  """ValueError for an accelerator that is surely here and that JAX leaves out.
+
+  JAX would only log that it falls back to the CPU.
+  """
+  hidden = any(os.environ.get(name) in ("", "-1") for name in VISIBLE)
+  if hidden or "JAX_PLATFORMS" in os.environ:
+    return
+  for name, extra, found in (
+    ("TPU", "tpu", tpu_chips()),
+    ("GPU", "cuda", glob.glob("/dev/nvidia[0-9]*")),
+  ):
+    if found:
+      raise ValueError(
+        f"this machine has a {name} ({found[0]}) that JAX does not see: its "
+        f"library is missing (.[{extra}]; on Colab and Kaggle restart instead) "
+        "or another process holds it; --platform=cpu goes on without it"
+      )
+
+
+def tpu_chips() -> list[str]:
+  """PCI devices that are a TPU's."""
+  found = []
+  for device in map(Path, glob.glob(PCI)):
+    try:
+      ids = [
+        (device / name).read_text().strip() for name in ("vendor", "device")
+      ]
+    except OSError:
+      continue
+    if ids[0] == GOOGLE and ids[1] in TPUS:
+      found.append(device.name)
+  return found
 
 
 def own_arch():

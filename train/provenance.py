@@ -186,14 +186,16 @@ def recurrence(module) -> str:
   return "none"
 
 
-def rows(record: dict | None = None) -> list[dict]:
-  """One mixer a row, by name.
+def rows(
+  record: dict | None = None, names: Iterable[str] | None = None
+) -> list[dict]:
+  """One mixer a row, all of them by default.
 
   State and FLOPs are those of the config of the mixer's name, `small`.
   """
   record = read() if record is None else record
   table = []
-  for name in registry.names("mixers"):
+  for name in registry.names("mixers") if names is None else names:
     module = importlib.import_module(f"arch.mixers.{name}")
     cfg = configs.load(name).copy_and_resolve_references().unlock()
     cfg.model.vocab.size = cfg.model.vocab.size or 256

@@ -2,7 +2,8 @@
 
 Depth and head size stay; the width D = model.dim and one second size s, which
 the config names in `match`, are solved. D goes in steps of 8, or of what the
-heads demand; s is whole. Where `match.grows`, s is usually in proportion to D
+heads demand; s in steps of 1, or of what the config accepts: a state of pairs
+is even. Where `match.grows`, s is usually in proportion to D
 (a channel's width), else it is usually the config's own (a state's width).
 Among the pairs within 1 % of the budget, that with the most usual s wins.
 """
@@ -61,8 +62,12 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
     put(cfg, cfg.match.size, s)
     return parameters(cfg)
 
+  part = grain(lambda s: count(dim, s), second)
+
   def usual(D):
-    return max(1, round(second * D / dim)) if cfg.match.grows else second
+    if not cfg.match.grows:
+      return second
+    return part * max(1, round(second * D / dim / part))
 
   step = demanded(lambda D: count(D, usual(D)), dim)
 
@@ -78,12 +83,12 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
     middle = (low + high) // 2
     low, high = (low, middle) if by(middle) >= budget else (middle, high)
   if by(high) * (1 + TOLERANCE) < budget or (
-    high == 1 and count(step, 1) / (1 + TOLERANCE) > budget
+    high == 1 and count(step, part) / (1 + TOLERANCE) > budget
   ):
     raise ValueError(
       f"no width reaches {budget:,} parameters: they go from "
-      f"{count(step, 1):,} at model.dim={step} and {cfg.match.size}=1 to "
-      f"{by(widest):,} at model.dim={widest * step}"
+      f"{count(step, part):,} at model.dim={step} and {cfg.match.size}={part} "
+      f"to {by(widest):,} at model.dim={widest * step}"
     )
   found = []
   for near in range(NEAR):
@@ -91,7 +96,7 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
       D = width * step
       if D < 1:
         continue
-      s = affine(lambda s, D=D: count(D, s), usual(D), budget)
+      s = affine(lambda s, D=D: count(D, s), usual(D), part, budget)
       error = abs(count(D, s) / budget - 1)
       if error <= TOLERANCE:
         found.append((abs(math.log(s / usual(D))), error, D, s))
@@ -123,10 +128,24 @@ def demanded(count: Callable[[int], int], dim: int) -> int:
   return dim
 
 
-def affine(count: Callable[[int], int], usual: int, budget: int) -> int:
-  """The size from which an affine count is nearest the budget, at least 1."""
+def grain(count: Callable[[int], int], size: int) -> int:
+  """The least step that the model accepts from the config's second size on."""
+  for step in range(1, size):
+    if size % step == 0:
+      try:
+        count(size + step)
+        return step
+      except ValueError:
+        continue
+  return size
+
+
+def affine(
+  count: Callable[[int], int], usual: int, step: int, budget: int
+) -> int:
+  """The size from which an affine count is nearest the budget, in steps."""
   base = count(usual)
-  slope = count(usual + 1) - base
+  slope = count(usual + step) - base
   if not slope:
     return usual
-  return max(1, usual + round((budget - base) / slope))
+  return max(step, usual + step * round((budget - base) / slope))

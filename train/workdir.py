@@ -36,6 +36,8 @@ RUN = {
 # A resumed run may change these: they say when to look, not what is learnt.
 FREE = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
 
+SYMBOLS = "model.vocab.size"
+
 ADVICE = {
   errno.ENOSPC: "free some space",
   errno.EDQUOT: "free some space",
@@ -129,7 +131,9 @@ class Workdir(os.PathLike):
   def __fspath__(self):
     return str(self.path)
 
-  def record(self, config: Mapping, data: str | None = None) -> bool:
+  def record(
+    self, config: Mapping, data: str | None = None, init: str | None = None
+  ) -> bool:
     """Writes config.json, or compares with the one of a run that goes on.
 
     Until something was saved another config takes its place: it may be the
@@ -138,6 +142,7 @@ class Workdir(os.PathLike):
     Args:
       config: nested dicts of what JSON can hold, or a ConfigDict.
       data: the data's hash, None for a synthetic task.
+      init: the workdir whose parameters the run began with.
 
     Returns:
       Whether the run goes on.
@@ -146,35 +151,25 @@ class Workdir(os.PathLike):
       ValueError: it is another run's folder; names every field that differs.
     """
     config = plain(config)
-    text = json.dumps(
-      {"format": FORMAT, "config": config, "data": data}, indent=2
-    )
+    kept = {"format": FORMAT, "config": config, "data": data}
+    if init is not None:
+      kept["init"] = init
     file = self.path / "config.json"
     if not file.exists():
-      replace(file, text)
+      replace(file, json.dumps(kept, indent=2))
       return False
     saved = read(self.path)
-    old, new = flat(saved["config"]), flat(config)
-    different = [k for k in old | new if old.get(k) != new.get(k)]
-    refused = [
-      f"{k}: saved {old.get(k)!r}, given {new.get(k)!r}"
-      for k in different
-      if k not in FREE
-    ]
-    if saved["data"] != data:
-      refused.append(f"data changed: saved {saved['data']}, given {data}")
-    if refused and holds(self.path):
-      if kind(saved["config"]) != kind(config):
-        raise ValueError(
-          f"{self.path} holds a {kind(saved['config'])}, and this is a "
-          f"{kind(config)}: name another --workdir"
-        )
-      raise ValueError(
-        f"{self.path} is a run of another config; go on with the saved one or "
-        "name another --workdir:\n  " + "\n  ".join(refused)
+    found = differences(saved, config, init)
+    if saved["data"] != data and named(saved["config"]) == named(config):
+      found["data changed"] = (
+        f"{named(config)} is not what it was: saved {saved['data']}, given "
+        f"{data}"
       )
-    if different or refused:
-      replace(file, text)
+    refused = {k: v for k, v in found.items() if k not in FREE}
+    if refused and holds(self.path):
+      raise another(self.path, saved["config"], config, refused)
+    if found:
+      replace(file, json.dumps(kept, indent=2))
     return not refused
 
   def close(self):
@@ -188,6 +183,54 @@ class Workdir(os.PathLike):
 
   def __exit__(self, *_):
     self.close()
+
+
+def check(path, config: Mapping, init: str | None = None):
+  """ValueError, before any data are loaded, where `record` would refuse."""
+  if (Path(path) / "config.json").exists() and holds(path):
+    saved, config = read(path), plain(config)
+    found = differences(saved, config, init)
+    refused = {k: v for k, v in found.items() if k not in FREE}
+    refused.pop(SYMBOLS, None)  # the data's own, once they are loaded
+    if refused:
+      raise another(path, saved["config"], config, refused)
+
+
+def differences(saved: Mapping, config: Mapping, init: str | None) -> dict:
+  """Field -> what was saved and what is given, where they differ."""
+  old, new = flat(saved["config"]), flat(config)
+  old["--init"], new["--init"] = saved.get("init"), init
+  return {
+    k: f"saved {old.get(k)!r}, given {new.get(k)!r}"
+    for k in old | new
+    if old.get(k) != new.get(k)
+  }
+
+
+def another(path, saved: Mapping, given: Mapping, refused: Mapping):
+  """A ValueError for a folder that another run or comparison has."""
+  if kind(saved) != kind(given):
+    return ValueError(
+      f"{path} holds a {kind(saved)}, and this is a {kind(given)}: name "
+      "another --workdir"
+    )
+  lines = [f"{k}: {how}" for k, how in refused.items()]
+  advice = ""
+  if "train.steps" in refused:
+    advice = (
+      "\nThe rate's schedule depends on train.steps: to train it further, name "
+      f"another --workdir and --init={path}"
+    )
+  return ValueError(
+    f"{path} is a {kind(given)} of another config; go on with the saved one or "
+    "name another --workdir:\n  " + "\n  ".join(lines) + advice
+  )
+
+
+def named(config: Mapping) -> str:
+  """The data's name in a run's or comparison's config."""
+  data = config.get("data", "its data")
+  return data["name"] if isinstance(data, Mapping) else data
 
 
 def read(path) -> dict:
@@ -220,11 +263,15 @@ def of_run(path) -> dict:
   """
   config = read(path)["config"]
   if kind(config) != "run":
-    runs = sorted(Path(path).glob("runs/*/*/config.json"))
-    one = runs[0].parent if runs else f"{path}/runs/ARM/RUN"
+    runs = sorted(Path(path).glob("runs/*/*-seed*/checkpoints/*"))
+    if runs:
+      raise ValueError(
+        f"{path} holds a comparison, which has no one model: name one of its "
+        f"runs, such as --workdir={runs[0].parents[1]}"
+      )
     raise ValueError(
-      f"{path} holds a comparison, which has no one model: name one of its "
-      f"runs, such as --workdir={one}"
+      f"{path} holds a comparison, which has no one model, and none of its "
+      "runs/ARM/RUN has kept its own: see --keep of launch.compare"
     )
   wrong = schema.wrong(config, RUN, "config")
   if wrong:
