@@ -168,13 +168,17 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
   field, equals, text = setting.partition("=")
   if not equals:
     raise ValueError(
-      f"{name}:{setting}: a field is set as {name}:FIELD=VALUE, or of all by "
+      f"{name}: {setting!r} sets no field: write {name}:FIELD=VALUE, or of all "
       "--set=FIELD=VALUE"
     )
-  path = field if "." in field else whole(c, field, name)
+  path = path_of(c, field, name)
   part, _, rest = path.partition(".")
   if part == "train" and part in parts and rest in FLAGS:
     raise ValueError(f"{path} is set by {FLAGS[rest]}")
+  if path == "model.length":
+    raise ValueError(f"{path} is set by {FLAGS['length']}")
+  if path == "model.vocab.size":
+    raise ValueError(f"{path} is that of the data")
   own = flatten_dict({part: c[part].to_dict() for part in parts}, sep=".")
   known = set(own) | set(fields(c))
   if path not in known:
@@ -183,6 +187,9 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
     value = ast.literal_eval(text)
   except (SyntaxError, ValueError):
     value = text
+  whole_number = isinstance(value, float) and value.is_integer()
+  if whole_number and type(own.get(path)) is int:
+    value = int(value)  # 1e3
   try:
     c.update_from_flattened_dict({path: value})
   except (TypeError, ValueError) as error:
@@ -202,6 +209,11 @@ def fields(c) -> list[str]:
       f"model.{axis}.{name}.{f.name}" for f in own if f.name not in common
     ]
   return found
+
+
+def path_of(c, field: str, name: str) -> str:
+  """A field's path, where its own name may be enough."""
+  return field if "." in field else whole(c, field, name)
 
 
 def whole(c, field: str, name: str) -> str:

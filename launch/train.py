@@ -42,12 +42,13 @@ def main(argv):
   cfg = CONFIG.value
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   path = WORKDIR.value or f"runs/{name.partition('.')[0]}"
-  workdir.check(path, cfg, INIT.value)
-  if INIT.value is not None:
-    workdir.of_run(INIT.value)
+  init = None if INIT.value is None else str(Path(INIT.value))
+  workdir.check(path, cfg, init)
+  if init is not None:
+    workdir.of_run(init)
   source = data.load(cfg.data.to_dict(), progress=command.say)
   cfg = loop.resolve(cfg, source)
-  result = loop.run(cfg, path, source, init=INIT.value)
+  result = loop.run(cfg, path, source, init=init)
   place = f"{path}: step {result.step} of {cfg.train.steps}"
   if result.done:
     command.say(f"{place}, valid {result.scores[0]}")

@@ -186,7 +186,7 @@ def write(path: Path, raw: dict, tensors: dict, shards: int = 1):
   where = {name: files[i % shards] for i, name in enumerate(names)}
   for file in files:
     part = {
-      n: np.ascontiguousarray(tensors[n]) for n in names if where[n] == file
+      n: np.asarray(tensors[n], order="C") for n in names if where[n] == file
     }
     save_file(part, path / file)
   if shards > 1:

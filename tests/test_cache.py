@@ -48,7 +48,9 @@ def seal(text):
     (pathlib.Path.unlink, "has no a.npy"),
     (lambda file: (file.parents[1] / cache.SEAL).unlink(), "has no seal.json"),
     (seal(""), "cannot be read"),
-    (seal("[]"), "cannot be read"),
+    (seal("{}"), "has an empty seal"),
+    (seal("[3]"), "cannot be read"),
+    (seal("[" * 10**5), "cannot be read"),
     (seal('{"b.json": 3}'), "cannot be read"),
   ],
 )

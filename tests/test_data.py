@@ -250,6 +250,32 @@ def test_folder_with_both_held_out_has_no_one(tmp_path):
     data.load({"name": folder(tmp_path / "three") + ",valid=test"})
 
 
+def test_what_a_folder_has_besides_is_said(tmp_path):
+  name = folder(tmp_path / "two", valid=None, test=None)
+  (tmp_path / "two" / "val.txt").write_bytes(TEXT[:5000])
+  (tmp_path / "two" / "README.txt").write_bytes(TEXT)
+  text = data.load({"name": name})
+  assert b"".join(parts(text)[1:]) == TEXT[:5000]
+  assert "1 other files of the folder are not read: README.txt" in text.note
+
+
+def test_documents_of_unequal_size_are_not_dealt_out(tmp_path):
+  names = [f"{i}.txt" for i in range(99)]
+  by_split = {corpus.split_of(n.encode()): n for n in names}
+  for name in names:
+    large = name == by_split["valid"]
+    (tmp_path / name).write_bytes(TEXT if large else TEXT[:99])
+  text = data.load({"name": f"text:{tmp_path}"})
+  assert "99 documents are too few or too unequal to deal out" in text.note
+  sizes = [text.bytes_of(split) for split in corpus.SPLITS]
+  assert sizes[0] > 0.85 * sum(sizes) and min(sizes) > 0.04 * sum(sizes)
+
+
+def test_a_name_without_a_path():
+  with pytest.raises(ValueError, match="text:,field=x names no file"):
+    data.load({"name": "text:,field=x"})
+
+
 def documents_of(text, split):
   return [*text.corpus.splits[split].documents()]
 
@@ -337,7 +363,7 @@ def test_few_documents_are_cut_by_bytes(tmp_path):
     (tmp_path / f"{name}.txt").write_bytes(TEXT)
   text = data.load({"name": f"text:{tmp_path}"})
   assert b"".join(parts(text)) == 2 * TEXT
-  assert "2 documents are too few to deal out" in text.note
+  assert "2 documents are too few or too unequal to deal out" in text.note
   assert len(documents_of(text, "train")) == 2
   assert len(documents_of(text, "valid")) == 1
   assert abs(text.bytes_of("valid") - len(TEXT) / 10) < 5
@@ -363,10 +389,10 @@ def test_few_documents_are_cut_by_bytes(tmp_path):
     (".parquet", b"", "a.parquet cannot be read as Parquet: "),
     (".txt", b"", "the train split is empty (0 of 0 bytes)"),
     (".txt", "\ufeff".encode(), "the train split is empty (0 of 3 bytes)"),
-    (".txt", b"\0" * 900, "no text: 100.00% of its bytes are NUL; name a"),
-    (".txt", "abc".encode("utf-16-le"), "50.00% of its bytes are NUL"),
-    (".txt", b"caf\xe9 " * 9, "20.00% of its bytes are not UTF-8 (the first is "
-     "byte 3, 0xe9); convert it (iconv -t utf-8), or bytes:"),
+    (".txt", b"\0" * 900, "900 of its 900 bytes, 100.00%, are NUL; name a"),
+    (".txt", "abc".encode("utf-16-le"), "3 of its 6 bytes, 50.00%, are NUL"),
+    (".txt", b"caf\xe9 " * 9, "9 of its 45 bytes, 20.00%, are not UTF-8 (the "
+     "first is byte 3, 0xe9); convert it (iconv -t utf-8), or bytes:"),
     (".txt", "a ☃".encode()[:-1], "inside a symbol of UTF-8: cut it at 2 "),
   ],
   ids=lambda value: "" if isinstance(value, bytes) else value,

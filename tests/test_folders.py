@@ -92,6 +92,11 @@ def test_constants_that_old_versions_saved(folder, tmp_path):
     rewrite(llama, lambda t: t.update({angles: right.astype(dtype)}))  # noqa: B023
     convert.model_of(llama)
   there_and_back(llama, tmp_path)
+  for wide, base in ((100, 1e4), (96, 1e6), (64, 1e7)):  # as torch makes them
+    exact = base ** -(np.arange(0, wide, 2) / wide)
+    found = 1 / np.float32(base) ** (np.arange(0, wide, 2, np.float32) / wide)
+    for dtype in (np.float32, np.float16):
+      assert convert.close(found.astype(dtype), np.float32(exact))
   rewrite(llama, lambda t: t.update({angles: right / 2}))
   refuses(llama, angles)
 
@@ -100,7 +105,9 @@ def test_constants_that_old_versions_saved(folder, tmp_path):
   masks = {f"{own}bias": mask, f"{own}masked_bias": np.float32(-1e4)}
   rewrite(gpt2, lambda t: t.update(masks))
   convert.model_of(gpt2)
-  rewrite(gpt2, lambda t: t.update({f"{own}bias": 1 - mask}))
+  rewrite(gpt2, lambda t: t.update({f"{own}masked_bias": np.float32(7)}))
+  refuses(gpt2, f"{own}masked_bias")
+  rewrite(gpt2, lambda t: t.update(masks | {f"{own}bias": 1 - mask}))
   refuses(gpt2, f"{own}bias")
 
 

@@ -21,6 +21,7 @@ import configs
 from arch import lm
 from train import (
   checkpoint,
+  compare,
   convert,
   metrics,
   report,
@@ -28,7 +29,6 @@ from train import (
   tokenizer,
   workdir,
 )
-from train.compare import Comparison
 from train.convert import fields, types
 from train.convert.rules import backwards
 from train.report import kinds
@@ -345,7 +345,7 @@ def test_result_of_a_run(comparison, tmp_path):
       file.write_text(json.dumps(fuzz.changed(run, draw)[0]))
     else:
       file.write_bytes(fuzz.torn(whole.encode(), draw))
-    found, error = one_line(Comparison.finished, file, cfg)
+    found, error = one_line(compare.whole, file, cfg)
     if error:
       assert str(file) in error
     else:

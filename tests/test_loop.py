@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -263,6 +264,19 @@ def test_a_run_begins_with_anothers_parameters(text, never_stopped, tmp_path):
   )
   assert result.step == 0 and int(result.state["step"]) == 0
   assert not np.any(jax.tree.leaves(result.state["opt"])[-1])
+  loop.run(c, second, text, step=step, init=str(first))
+  for folder in (second / "checkpoints").iterdir():  # none reads back
+    for file in filter(Path.is_file, list(folder.rglob("*"))):
+      file.unlink()
+  with signals:
+    signals.name = "SIGTERM"
+    again = loop.run(
+      c, second, text, step=step, signals=signals, init=str(first)
+    )
+  assert again.step == 0
+  jax.tree.map(
+    np.testing.assert_array_equal, again.state["params"], state["params"]
+  )
   wide = prepared(text, "rglru")
   with pytest.raises(ValueError, match="another model: .* there, .* here") as e:
     loop.run(wide, tmp_path / "third", text, init=str(first))

@@ -15,6 +15,7 @@ import pytest
 from train import report
 from train.report import data as report_data
 from train.report import figures as report_figures
+from train.report import kinds as report_kinds
 from train.report import svg as report_svg
 
 VOID = {"meta", "br", "input", "link", "img"}
@@ -395,7 +396,7 @@ def test_the_page_tells_how_runs_were_trained(tmp_path):
     assert fact in text
   assert "bfloat16" not in text
   results["machine"]["platform"] = "tpu"
-  assert "a TPU multiplies float32 matrices in bfloat16" in (
+  assert "a TPU multiplies float32 matrices as bfloat16" in (
     page(results, tmp_path).text
   )
 
@@ -506,6 +507,7 @@ def test_merge_of_equals_is_one_ranking(tmp_path):
     ({"eval_bytes": 9}, "eval_bytes"),
     ({"metric": "accuracy"}, "metric"),
     ({"hash": "cd34"}, "data hash"),
+    ({"settings": ["model.dtype=bfloat16"]}, "settings"),
   ],
 )
 def test_merge_never_ranks_across_conditions(other, named, tmp_path):
@@ -523,6 +525,28 @@ def test_merge_never_ranks_across_conditions(other, named, tmp_path):
   assert [r["rank"] for r in read["leaderboard"]] == [1, 2, 1, 2]
   with pytest.raises(ValueError, match="give the workdirs"):
     report.read(tmp_path)
+
+
+def test_a_text_of_which_nothing_is_left_to_learn(tmp_path):
+  results = make()
+  for run in results["runs"]:
+    if run["arch"] == "a":
+      run["bits_per_byte"] = run["nats"] = 0.0
+  assert "a leads with 0.000" in report.leaderboard(results)
+  report.write(results, tmp_path)
+
+
+def test_what_cannot_be_shown_is_refused():
+  for change, why in (
+    ({"data": {**make()["data"], "is_task": None}}, "data.is_task"),
+    ({"arms": {"a\x01": make()["arms"]["a"]}, "runs": []}, "cannot be printed"),
+  ):
+    with pytest.raises(ValueError, match=why):
+      report_kinds.check(make() | change)
+  rare = make()
+  rare["arms"]["a"]["lr"] = 5e-324
+  with pytest.raises(ValueError, match="above 0, and in float32"):
+    report_kinds.check(rare)
 
 
 def test_few_answers_are_said():

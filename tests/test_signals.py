@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
 from models import ROOT
@@ -42,6 +43,24 @@ def test_ctrl_c_is_answered_at_once(place):
       process.send_signal(2)
       said = process.stderr.readline()
     assert said == "interrupted\n" and process.wait(10) == 130
+
+
+@pytest.mark.parametrize("place", ["loop", "elsewhere"])
+def test_ctrl_c_ends_what_nobody_listens_to(place):
+  process = subprocess.Popen(
+    [sys.executable, "-c", CODE, place],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  with process:
+    assert process.stdout.readline() == "busy\n"
+    process.stderr.close()  # as tee is by the same Ctrl-C
+    for _ in range(1 + (place == "loop")):
+      process.send_signal(2)
+      time.sleep(0.3)
+    assert process.wait(10) == 130
 
 
 @pytest.mark.parametrize("number", signals.BOTH)

@@ -60,6 +60,7 @@ def test_a_second_size_that_must_be_even(name, grows):
   c = config(name, "small")
   c.model.vocab.size = 256
   c.match = dict(size=f"model.mixers.{name}.state", grows=grows)
-  solved = sizes.solve(c, 500_000)
-  assert abs(sizes.parameters(solved) / 500_000 - 1) < 0.01
+  # at a width of 64 mamba3 goes from 399,856 on
+  solved = sizes.solve(c, 450_000)
+  assert abs(sizes.parameters(solved) / 450_000 - 1) < 0.01
   assert solved.model.mixers[name].state % 2 == 0

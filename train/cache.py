@@ -113,12 +113,21 @@ def _fault(folder: pathlib.Path) -> str | None:
   """What is wrong with a folder; None if it is as it was sealed."""
   try:
     sealed = json.loads((folder / SEAL).read_text())
+    if not sealed:
+      return "has an empty seal"
     for name, measured in sealed.items():
       path = folder / name
       if path.stat().st_size != measured[0] or _measured(path) != measured:
         return f"is damaged ({name} is not as it was written)"
   except FileNotFoundError as error:
     return f"has no {pathlib.Path(error.filename).name}"
-  except (OSError, ValueError, AttributeError, TypeError, LookupError) as error:
+  except (
+    OSError,
+    ValueError,
+    AttributeError,
+    TypeError,
+    LookupError,
+    RecursionError,
+  ) as error:
     return f"cannot be read ({error})"
   return None

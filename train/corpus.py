@@ -39,9 +39,16 @@ SPLITS = ("train", "valid", "test")
 FORMAT = "array_record"  # of TFDS's, the one that needs no TensorFlow
 TFDS = {"train": "train", "valid": "validation", "test": "test"}
 # What a file of a split is called, less its ending.
-CALLED = {"train": "train", "valid": "valid|validation", "test": "test"}
+CALLED = {
+  "train": "train",
+  "valid": "valid|validation|val|dev",
+  "test": "test",
+}
 SHARD = r"(-\d+-of-\d+)?"
 OPTION = re.compile(r"(.*),(field|valid)=([^,]+)", re.DOTALL)
+# Documents are dealt out by a hash, 90/5/5 of them; of the bytes valid and test
+# get at least so much, and train.
+LEAST, MOST = 0.02, 0.8
 LARGE = 1 << 26  # bytes that take more than a moment to read
 
 Progress = Callable[[str], None]
@@ -81,8 +88,10 @@ class Split:
 
   def between(self, start: int, end: int) -> "Split":
     """These bytes, of which the first begins a document."""
-    first = np.array(self.first[start:end])
-    first[:1] = True
+    first = self.first[start:end]
+    if not first[:1].all():
+      first = np.array(first)
+      first[0] = True
     return Split(self.bytes[start:end], first)
 
   def joined(self) -> "Split":
@@ -173,6 +182,8 @@ def from_path(given: str, plain: bool, progress: Progress) -> Corpus:
   """
   name = f"{'bytes' if plain else 'text'}:{given}"
   place, field, one = _options(given)
+  if not place:
+    raise ValueError(f"{name} names no file: write it after the colon")
   path = pathlib.Path(os.path.expanduser(place))
 
   def read(file):
@@ -180,7 +191,7 @@ def from_path(given: str, plain: bool, progress: Progress) -> Corpus:
       progress(f"reading {file}: {size / 1e6:.0f} MB")
     return files.documents(file, field, plain)
 
-  names = None
+  names, unread = None, ""
   if not path.is_dir():
     parts = {"train": read(files.find(path))}
   else:
@@ -204,8 +215,14 @@ def from_path(given: str, plain: bool, progress: Progress) -> Corpus:
       )
     else:
       parts = {k: [d for f in v for d in read(f)] for k, v in called.items()}
+      used = {file for those in called.values() for file in those}
+      others = [str(f.relative_to(path)) for f in found if f not in used]
+      if others:
+        some = textwrap.shorten(", ".join(others), 100)
+        unread = f"{len(others)} other files of the folder are not read: {some}"
   made = {key: Split.of(documents) for key, documents in parts.items()}
-  return Corpus.of(name, *_complete(name, made, one, names))
+  splits, note = _complete(name, made, one, names)
+  return Corpus.of(name, splits, "; ".join(filter(None, [note, unread])))
 
 
 def _options(given: str) -> tuple[str, str | None, bool]:
@@ -288,22 +305,24 @@ def _apart(
     Train, the rest, how much of the rest is for validation, what the rest is,
     and a note.
   """
-  documents = list(whole.documents())
-  dealt = {key: [] for key in SPLITS}
-  for key, document in zip(names or documents, documents, strict=True):
-    dealt[split_of(key)].append(document)
-  if all(dealt.values()):
-    held = Split.of(dealt["valid"] + dealt["test"])
-    half = sum(map(len, dealt["valid"]))
-    return Split.of(dealt["train"]), held, half, "10 % of the documents", ""
-  size = len(whole.bytes)
+  count, size = int(whole.first.sum()), len(whole.bytes)
+  if count >= len(SPLITS):
+    documents = list(whole.documents())
+    dealt = {key: [] for key in SPLITS}
+    for key, document in zip(names or documents, documents, strict=True):
+      dealt[split_of(key)].append(document)
+    share = {k: sum(map(len, those)) / size for k, those in dealt.items()}
+    if min(share.values()) >= LEAST and share["train"] >= MOST:
+      held = Split.of(dealt["valid"] + dealt["test"])
+      half = sum(map(len, dealt["valid"]))
+      return Split.of(dealt["train"]), held, half, "10 % of the documents", ""
   a, b = (cut(whole.bytes, size * share // 100) for share in (90, 95))
   note = (
     ""
-    if len(documents) == 1
+    if count == 1
     else (
-      f"{len(documents)} documents are too few to deal out: valid and test are "
-      "the last 5 and 5 % of the bytes"
+      f"{count} documents are too few or too unequal to deal out: valid and "
+      "test are the last 5 and 5 % of the bytes"
     )
   )
   source = "the last 10 % of the file"

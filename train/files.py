@@ -8,6 +8,7 @@
 OSError for one that cannot be opened.
 """
 
+import codecs
 import contextlib
 import gzip
 import json
@@ -21,6 +22,7 @@ from collections.abc import Iterable, Iterator
 OPEN = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = (".txt", ".jsonl", ".parquet")
 FIELD = "text"
+PIECE = 1 << 24  # bytes; decoded, a symbol may take four times its memory
 
 
 def unpacked(path: pathlib.Path) -> pathlib.Path:
@@ -102,24 +104,37 @@ def _opened(path: pathlib.Path):
 def _check(path: pathlib.Path, text: bytes):
   """ValueError for what is no text."""
   advice = f"bytes:{path} takes any bytes"
+  decoder = codecs.getincrementaldecoder("utf-8")()
+  try:
+    for at in range(0, len(text), PIECE):
+      decoder.decode(text[at : at + PIECE], at + PIECE >= len(text))
+  except UnicodeDecodeError:
+    raise ValueError(f"{_not_utf8(path, text)}, or {advice}") from None
+  if nul := text.count(0):
+    raise ValueError(
+      f"{path} is no text: {_share(nul, text)} are NUL; name a text in UTF-8, "
+      f"or {advice}"
+    )
+
+
+def _share(part: int, text: bytes) -> str:
+  size = len(text)
+  return f"{part:,} of its {size:,} bytes, {part / size:.2%},"
+
+
+def _not_utf8(path: pathlib.Path, text: bytes) -> str:
   try:
     text.decode()
   except UnicodeDecodeError as error:
     if error.end == len(text) and "end of data" in error.reason:
-      raise ValueError(
+      return (
         f"{path} ends inside a symbol of UTF-8: cut it at {error.start} bytes "
-        f"(head -c {error.start}), or {advice}"
-      ) from None
-    known = len(text.decode(errors="ignore").encode())
-    raise ValueError(
-      f"{path}: {1 - known / len(text):.2%} of its bytes are not UTF-8 (the "
-      f"first is byte {error.start}, 0x{text[error.start]:02x}); convert it "
-      f"(iconv -t utf-8), or {advice}"
-    ) from None
-  if nul := text.count(0):
-    raise ValueError(
-      f"{path} is no text: {nul / len(text):.2%} of its bytes are NUL; name a "
-      f"text in UTF-8, or {advice}"
+        f"(head -c {error.start})"
+      )
+    wrong = len(text) - len(text.decode(errors="ignore").encode())
+    return (
+      f"{path}: {_share(wrong, text)} are not UTF-8 (the first is byte "
+      f"{error.start}, 0x{text[error.start]:02x}); convert it (iconv -t utf-8)"
     )
 
 

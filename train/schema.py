@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 # floats are used as float32, and float64 holds whole numbers up to this
-LARGEST, LARGEST_WHOLE = 3.4e38, 2**53
+SMALLEST, LARGEST, LARGEST_WHOLE = 1.2e-38, 3.4e38, 2**53
 DEPTH = 64  # of objects and lists in each other
 
 
@@ -29,8 +29,8 @@ def natural(x) -> bool:
 
 
 def positive(x) -> bool:
-  """a finite number above 0"""
-  return amount(x) and x > 0
+  """a finite number above 0, and in float32's range"""
+  return amount(x) and x > SMALLEST
 
 
 def amount(x) -> bool:

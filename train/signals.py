@@ -6,6 +6,7 @@ a `Signals` is entered it says that the loop will stop, else, and at the second
 signal, it ends the process. Whatever a run has saved stands a kill.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -78,5 +79,7 @@ def _read(told: int):
 
 def say(line: bytes):
   """On stderr, below a progress bar; unbuffered, from any thread."""
-  start = b"\n" if os.isatty(sys.__stderr__.fileno()) else b""
-  os.write(sys.__stderr__.fileno(), start + line + b"\n")
+  # a pipe's reader has gone by the same Ctrl-C, or there is no stderr
+  with contextlib.suppress(OSError, ValueError, AttributeError):
+    start = b"\n" if os.isatty(sys.__stderr__.fileno()) else b""
+    os.write(sys.__stderr__.fileno(), start + line + b"\n")

@@ -63,6 +63,7 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
     return parameters(cfg)
 
   part = grain(lambda s: count(dim, s), second)
+  least = smallest(lambda s: count(dim, s), part, second)
 
   def usual(D):
     if not cfg.match.grows:
@@ -83,12 +84,12 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
     middle = (low + high) // 2
     low, high = (low, middle) if by(middle) >= budget else (middle, high)
   if by(high) * (1 + TOLERANCE) < budget or (
-    high == 1 and count(step, part) / (1 + TOLERANCE) > budget
+    high == 1 and count(step, least) / (1 + TOLERANCE) > budget
   ):
     raise ValueError(
       f"no width reaches {budget:,} parameters: they go from "
-      f"{count(step, part):,} at model.dim={step} and {cfg.match.size}={part} "
-      f"to {by(widest):,} at model.dim={widest * step}"
+      f"{count(step, least):,} at model.dim={step} and {cfg.match.size}="
+      f"{least} to {by(widest):,} at model.dim={widest * step}"
     )
   found = []
   for near in range(NEAR):
@@ -96,7 +97,8 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
       D = width * step
       if D < 1:
         continue
-      s = affine(lambda s, D=D: count(D, s), usual(D), part, budget)
+      nearest = affine(lambda s, D=D: count(D, s), usual(D), part, budget)
+      s = max(least, nearest)
       error = abs(count(D, s) / budget - 1)
       if error <= TOLERANCE:
         found.append((abs(math.log(s / usual(D))), error, D, s))
@@ -140,12 +142,23 @@ def grain(count: Callable[[int], int], size: int) -> int:
   return size
 
 
+def smallest(count: Callable[[int], int], step: int, size: int) -> int:
+  """The least second size that the model accepts, in steps."""
+  for s in range(step, size, step):
+    try:
+      count(s)
+      return s
+    except ValueError:
+      continue
+  return size
+
+
 def affine(
   count: Callable[[int], int], usual: int, step: int, budget: int
 ) -> int:
-  """The size from which an affine count is nearest the budget, in steps."""
+  """The size at which an affine count is nearest the budget, in steps."""
   base = count(usual)
   slope = count(usual + step) - base
   if not slope:
     return usual
-  return max(step, usual + step * round((budget - base) / slope))
+  return usual + step * round((budget - base) / slope)

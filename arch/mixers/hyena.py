@@ -154,20 +154,21 @@ def convolve(k, s, reset, past, chunk=64):
     x = x[:, x.shape[1] - T - seen :]
     x = jnp.pad(x, ((0, 0), (front, 0), (0, 0)))
     x = jnp.pad(x, ((0, 0), (0, end), (0, 0)), mode=mode)
-    return x.reshape(B, lags + n, C, -1).transpose(3, 2, 1, 0)
+    return x.reshape(B, lags + n, C, -1).transpose(3, 2, 0, 1)
 
-  x = by_chunk(whole.astype(jnp.float32))  # D C M B
+  # B outside the chunks: its shares stay on their devices
+  x = by_chunk(whole.astype(jnp.float32))  # D C B M
   blocks = jnp.pad(
     k[: lags * C + C], ((C, max(0, lags * C + C - len(k))), (0, 0))
   )
   blocks = blocks.reshape(lags + 2, C, D).swapaxes(1, 2)
-  now = x[:, :, lags:].reshape(D, C, n * B)
+  now = x[..., lags:].reshape(D, C, B * n)
   matrix = diagonal.toeplitz(blocks[1])
   if reset is None:
     y = chunks.dot("dji,djm->dim", matrix, now)
   else:
-    document = by_chunk(before[..., None], "edge")  # 1 C M B
-    inside = document[:, :, lags:].reshape(1, C, n * B)
+    document = by_chunk(before[..., None], "edge")  # 1 C B M
+    inside = document[..., lags:].reshape(1, C, B * n)
     y = diagonal.segmented(matrix, now, inside - inside[:, :1])
     # of the chunks before, only the document at their ends can reach on
     ends = document[:, -1:]
@@ -176,16 +177,16 @@ def convolve(k, s, reset, past, chunk=64):
   @jax.checkpoint
   def lag(j, x, blocks):
     matrix = diagonal.toeplitz(blocks[j + 1], blocks[j])
-    past = jax.lax.dynamic_slice_in_dim(x, lags - j, n, 2)
-    y = chunks.dot("dji,djm->dim", matrix, past.reshape(D, C, n * B))
+    past = jax.lax.dynamic_slice_in_dim(x, lags - j, n, 3)
+    y = chunks.dot("dji,djm->dim", matrix, past.reshape(D, C, B * n))
     if reset is None:
       return y
-    end = jax.lax.dynamic_slice_in_dim(ends, lags - j, n, 2)
-    return y * (inside == end.reshape(1, 1, n * B)).astype(y.dtype)
+    end = jax.lax.dynamic_slice_in_dim(ends, lags - j, n, 3)
+    return y * (inside == end.reshape(1, 1, B * n)).astype(y.dtype)
 
   def add(y, j):
     return y + lag(j, x, blocks), None
 
   y, _ = jax.lax.scan(add, y, jnp.arange(1, lags + 1))
-  y = y.reshape(D, C, n, B).transpose(3, 2, 1, 0).reshape(B, n * C, D)
+  y = y.reshape(D, C, B, n).transpose(2, 3, 1, 0).reshape(B, n * C, D)
   return y[:, :T], new

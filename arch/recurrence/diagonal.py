@@ -218,7 +218,7 @@ def convolve(
   N = angle.shape[1]
   C = chunks.size(T, chunk)
   n = -(-T // C)
-  M, pad = n * B, n * C - T
+  M, pad = B * n, n * C - T  # B outside: its shares stay on their devices
   if state is None:
     state = (jnp.zeros((B, D, N), x.dtype),) * 2
   state = tuple(h.transpose(1, 2, 0) for h in state)
@@ -229,7 +229,7 @@ def convolve(
 
   def by_chunk(x):
     x = jnp.pad(x, ((0, 0), (0, pad), (0, 0)))
-    return x.reshape(B, n, C, -1).transpose(3, 2, 1, 0).reshape(-1, C, M)
+    return x.reshape(B, n, C, -1).transpose(3, 2, 0, 1).reshape(-1, C, M)
 
   x = by_chunk(x)
   matrix = toeplitz(times(c, power)[0].sum(1))
@@ -242,12 +242,13 @@ def convolve(
     last = (segment == segment[:, -1:]).astype(x.dtype)
     y = segmented(matrix, x, segment)
   # the last token of the last chunk may be padding: move it to the front
-  x *= last
-  x = jnp.concatenate([x[..., :-B], jnp.roll(x[..., -B:], pad, 1)], axis=2)
+  x = (x * last).reshape(D, C, B, n)
+  x = jnp.concatenate([x[..., :-1], jnp.roll(x[..., -1:], pad, 1)], axis=3)
+  x = x.reshape(D, C, M)
   write = jnp.concatenate(power, axis=1)[..., ::-1]
   add = chunks.dot("dnc,dcm->dnm", write, x)
-  add = add.reshape(D, 2 * N, n, B).transpose(2, 0, 1, 3)
-  passed = first[0, -1].reshape(n, 1, 1, B)
+  add = add.reshape(D, 2 * N, B, n).transpose(3, 0, 1, 2)
+  passed = first[0, -1].reshape(B, n).T[:, None, None]
 
   def step(h, z, a):
     add, passed = z
@@ -262,12 +263,12 @@ def convolve(
 
   h, past = jax.lax.scan(full, state, (add[:-1], passed[:-1]))
   past = jnp.concatenate([past, jnp.concatenate(h, axis=1)[None]])
-  past = past.transpose(1, 2, 0, 3).reshape(D, 2 * N, M)
+  past = past.transpose(1, 2, 3, 0).reshape(D, 2 * N, M)
   state = step(h, (add[-1], passed[-1]), part)
   read = times(c, later)
   read = jnp.concatenate([read[0], -read[1]], axis=1)
   y += first * chunks.dot("dnc,dnm->dcm", read, past)
-  y = y.reshape(D, C, n, B).transpose(3, 2, 1, 0).reshape(B, n * C, D)
+  y = y.reshape(D, C, B, n).transpose(2, 3, 1, 0).reshape(B, n * C, D)
   return y[:, :T], tuple(h.transpose(2, 0, 1) for h in state)
 
 

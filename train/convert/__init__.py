@@ -272,9 +272,14 @@ def same_as(a, b) -> bool:
 
 
 def close(a, constant) -> bool:
-  """Whether a tensor is a constant, as its dtype rounds that."""
-  eps = float(jnp.finfo(a.dtype).eps) if a.dtype.name in FLOATS else 0.0
-  return a.shape == constant.shape and np.allclose(*wide(a, constant), eps, 0)
+  """Whether a tensor is a constant that float32 made and its dtype rounds."""
+  if a.shape != constant.shape:
+    return False
+  if a.dtype.name not in FLOATS:
+    return np.array_equal(a, constant)
+  kind = jnp.finfo(a.dtype)
+  relative, least = max(float(kind.eps), 1e-6), float(kind.smallest_subnormal)
+  return np.allclose(*wide(a, constant), relative, least)
 
 
 def wide(*tensors) -> list:
@@ -447,7 +452,7 @@ def out_of(run, path, which: str = "best") -> int:
     for full, name in spelling.items():
       shard, dtype = about[name]
       array = found[full].astype(np.dtype(dtype))
-      shards.setdefault(shard, {})[name] = np.ascontiguousarray(array)
+      shards.setdefault(shard, {})[name] = np.asarray(array, order="C")
     for shard, part in shards.items():
       save(part, path / shard)
     if shards.keys() != {WHOLE}:

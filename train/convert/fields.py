@@ -84,6 +84,11 @@ def read(raw, module, tensors, where) -> tuple[dict, list[str]]:
     raise ValueError(f"{where}: {why}")
 
   given = rope(raw, refuse)
+  for outer, names in getattr(module, "WITHIN", {}).items():
+    part = given.get(outer)
+    for other, name in names.items() if isinstance(part, dict) else ():
+      if part.get(other) is not None:
+        given[name] = part[other]
   for other, name in getattr(module, "NAMES", {}).items():
     value = given.pop(other, None)
     if value is not None and given.setdefault(name, value) != value:

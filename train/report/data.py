@@ -100,10 +100,17 @@ def runs_of(results, arm, phase):
   ]
 
 
+def alike(results) -> dict:
+  """What has to be equal for arms to be ranked together, beside the data."""
+  # results of before there were any have no settings
+  settings = " ".join(results.get("settings", ())) or "none"
+  return {name: results[name] for name in ALIKE} | {"settings": settings}
+
+
 def merge(named: Mapping[str, dict]) -> list[dict]:
   """Joins the results of several workdirs, one dict for each condition.
 
-  What was trained and scored alike (data hash and all of ALIKE) becomes one
+  What was trained and scored alike (data hash and `alike`) becomes one
   comparison; the rest stay apart and are never ranked together. An arm that
   several workdirs have takes "@" and the end of the workdir's path that tells
   it from the others as a suffix. `sources`
@@ -117,7 +124,7 @@ def merge(named: Mapping[str, dict]) -> list[dict]:
 
   ends, conditions = endings(named), {}
   for name, results in named.items():
-    key = results["data"]["hash"], *(results[name] for name in ALIKE)
+    key = results["data"]["hash"], *alike(results).values()
     kept = {k: v for k, v in results.items() if k != "leaderboard"}
     joined = conditions.setdefault(
       key, kept | {"arms": {}, "runs": [], "sources": []}
@@ -169,7 +176,10 @@ def mismatch(conditions) -> str:
   named = {
     "data": [c["data"]["name"] for c in conditions],
     "data hash": [c["data"]["hash"] for c in conditions],
-  } | {name: [c[name] for c in conditions] for name in ALIKE}
+  }
+  named |= {
+    name: [alike(c)[name] for c in conditions] for name in alike(conditions[0])
+  }
   differing = [
     f"{name} ({', '.join(dict.fromkeys(map(str, values)))})"
     for name, values in named.items()
@@ -258,7 +268,7 @@ def curve(results, arm) -> dict[str, np.ndarray] | None:
     good = np.isfinite(loss)  # a step that the guard undid left a hole
     if not good.any():
       continue
-    if results["metric"] == "bits_per_byte":
+    if results["metric"] == "bits_per_byte" and run["nats"]:
       loss = loss * run["bits_per_byte"] / run["nats"]
     lines.append((tokens[good], seconds[good], loss[good]))
   if not lines:
@@ -419,7 +429,8 @@ def text_read(results) -> dict[str, float]:
     return {}
   found = {}
   for run in results["runs"]:
-    if run["phase"] == "final" and score(results, run) is not None:
+    # a text of which nothing is left to learn has 0 bits a byte
+    if run["phase"] == "final" and score(results, run):
       ratio = run["nats"] / (run["bits_per_byte"] * math.log(2))
       found[run["arch"]] = results["tokens"] * ratio
   return found

@@ -56,11 +56,13 @@ RESULTS = MADE | {
     "hash": (text, None),
     "note?": (text, None),
     "tokenizer": text,
+    "is_task": flag,
   },
   "arms": {str: ARM},
   "runs": [RUN],
   "metric": text,
   "optimizer": text,
+  "settings?": [text],
   **dict.fromkeys(("length", "batch", "eval_bytes", "tokens"), whole),
   "sources?": [MADE],
 }
@@ -69,6 +71,9 @@ RESULTS = MADE | {
 def check(results):
   """ValueError, in one line, for the first value that is none of these."""
   demand(results, RESULTS, "")
+  for name in results["arms"]:
+    if not name.isprintable():
+      raise ValueError(f"the name of the arm {name!r} cannot be printed")
   for i, run in enumerate(results["runs"]):
     finish(run, results["metric"], f"runs[{i}]")
 
@@ -90,7 +95,9 @@ def finish(run, score, where):
   """ValueError unless a run that has not diverged has its numbers, and the
   parts of its curve fit."""
   own = (amount, None) if run["diverged"] else amount
-  demand(run, {score: own, "nats": own, **dict.fromkeys(TIMES, own)}, where)
+  # a run of one step has no tokens a second
+  measured = dict.fromkeys((score, "nats", "seconds", "compile_seconds"), own)
+  demand(run, measured, where)
   lengths = {name: len(part) for name, part in run["curve"].items()}
   if len(set(lengths.values())) > 1:
     raise ValueError(f"{where}.curve has parts of unequal length: {lengths}")

@@ -120,10 +120,13 @@ def recipe(results) -> dict[str, str]:
     "optimiser": ", ".join([results["optimizer"], *said(OPTIMISER)]),
     "compute dtype": settings(results, "model.dtype"),
   }
+  if results.get("settings"):
+    found["set for every arm"] = ", ".join(results["settings"])
   tpu = any(its.get("platform") == "tpu" for its in facts(results, "machine"))
   if tpu and "float32" in found["compute dtype"]:
     found["compute dtype"] += (
-      "; a TPU multiplies float32 matrices in bfloat16 passes, but for those "
-      "within the chunks of a recurrence"
+      "; a TPU multiplies float32 matrices as bfloat16 and adds in float32, "
+      "but for the chunks of recurrences, the experts' router and Hyena's "
+      "filter"
     )
   return found

@@ -50,10 +50,10 @@ def cells(row, places: int) -> dict[str, str]:
 
 def notes(results, table) -> list[str]:
   """What a reader of the table must know."""
-  ranked = sum(row["rank"] is not None for row in table)
+  told = [row for row in table if row["rank"] is not None and row["seeds"][1:]]
   return [
     data.verdict(results, table),
-    *([PAIRED] if ranked > 1 else []),
+    *([PAIRED] if told[1:] else []),
     *data.warnings(results, table),
     *origin.warnings(results),
   ]

@@ -76,7 +76,7 @@ def ignored(hf):
     if f"{own}.bias" in hf["tensors"]:
       T = hf["n_positions"]
       found[f"{own}.bias"] = np.tri(T, dtype=bool)[None, None]
-    found[f"{own}.masked_bias"] = np.float32(-1e4)
+    found[f"{own}.masked_bias"] = np.array(-1e4, np.float32)
   return found
 
 

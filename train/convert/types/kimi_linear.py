@@ -69,6 +69,13 @@ FIELDS = dict(
 )
 # positions that are not turned; the whole widths of heads; of one group
 UNREAD = {"head_dim", "qk_head_dim", "rope_theta", "use_grouped_topk"}
+WITHIN = {  # as published
+  "linear_attn_config": {
+    "num_heads": "linear_num_heads",
+    "head_dim": "linear_head_dim",
+    "short_conv_kernel_size": "linear_conv_kernel_dim",
+  }
+}
 MIXERS = {"linear_attention": "kda", "full_attention": "mla"}
 CHANNELS = {"dense": "swiglu", "sparse": "experts"}
 NAMES = {
@@ -115,12 +122,8 @@ def kinds(hf):
 
 def linear(hf):
   """Heads of Kimi delta attention, their width and its convolution's."""
-  own = hf["linear_attn_config"] or {}
-  return (
-    own.get("num_heads", hf["linear_num_heads"]),
-    own.get("head_dim", hf["linear_head_dim"]),
-    own.get("short_conv_kernel_size", hf["linear_conv_kernel_dim"]),
-  )
+  names = ("num_heads", "head_dim", "conv_kernel_dim")
+  return tuple(hf[f"linear_{name}"] for name in names)
 
 
 def model(hf):
