@@ -328,7 +328,9 @@ def test_results(comparison, tmp_path):
       assert str(path) in error
       continue
     board, error = one_line(report.leaderboard, found)
-    assert error or board == right or legal(place, new), (place, new)
+    # the same numbers, and perhaps a word more on where they come from
+    same = board and f"{board}\n".startswith(f"{right}\n")
+    assert error or same or legal(place, new), (place, new)
     if n % 8 == 0:
       one_line(report.write, found, tmp_path / "out")
 
