@@ -158,7 +158,7 @@ def test_without_one_a_tensor_is_in_one_file(folder):
 
 
 @pytest.mark.parametrize(
-  "name", ["../part-0.safetensors", "/tmp/x.safetensors", "config.json", ".."]
+  "name", ["../part-0.safetensors", "/x.safetensors", "config.json", ".."]
 )
 def test_names_of_files_stay_in_the_folder(name, folder, tmp_path):
   path = folder(shards=2)

@@ -25,8 +25,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("place", ["loop", "elsewhere"])
-def test_ctrl_c_is_answered_at_once(place):
+def busy(place):
   process = subprocess.Popen(
     [sys.executable, "-c", CODE, place],
     cwd=ROOT,
@@ -34,8 +33,13 @@ def test_ctrl_c_is_answered_at_once(place):
     stderr=subprocess.PIPE,
     text=True,
   )
-  with process:
-    assert process.stdout.readline() == "busy\n"
+  assert process.stdout.readline() == "busy\n"
+  return process
+
+
+@pytest.mark.parametrize("place", ["loop", "elsewhere"])
+def test_ctrl_c_is_answered_at_once(place):
+  with busy(place) as process:
     process.send_signal(2)
     said = process.stderr.readline()
     if place == "loop":
@@ -47,15 +51,7 @@ def test_ctrl_c_is_answered_at_once(place):
 
 @pytest.mark.parametrize("place", ["loop", "elsewhere"])
 def test_ctrl_c_ends_what_nobody_listens_to(place):
-  process = subprocess.Popen(
-    [sys.executable, "-c", CODE, place],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  with process:
-    assert process.stdout.readline() == "busy\n"
+  with busy(place) as process:
     process.stderr.close()  # as tee is by the same Ctrl-C
     for _ in range(1 + (place == "loop")):
       process.send_signal(2)
