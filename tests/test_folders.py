@@ -89,7 +89,7 @@ def test_constants_that_old_versions_saved(folder, tmp_path):
   angles = "model.layers.1.self_attn.rotary_emb.inv_freq"
   right = np.float32([1, 500**-0.5])
   for dtype in ("float16", "float32"):
-    rewrite(llama, lambda t: t.update({angles: right.astype(dtype)}))  # noqa: B023
+    rewrite(llama, lambda t, d=dtype: t.update({angles: right.astype(d)}))
     convert.model_of(llama)
   there_and_back(llama, tmp_path)
   for wide, base in ((100, 1e4), (96, 1e6), (64, 1e7)):  # as torch makes them
