@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from arch.config import configure
 from arch.layers import Linear
-from arch.registry import configure, find
+from arch.registry import find
 
 
 def mixer_config(place, cfg, name):

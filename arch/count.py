@@ -32,8 +32,8 @@ from flax import nnx
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from arch import lm, registry, target
-from arch.layers import Embedding
+from arch import arrays, registry, target
+from arch.roles import Embedding
 
 GROUPS = ("vocab", "mixer", "channel", "norm")
 KINDS = ("products", "elementwise")
@@ -145,7 +145,7 @@ def count(model, length: int) -> Count:
     size = math.prod(p.shape)
     groups[group_of(path)] += size
     embedding += size if isinstance(p, Embedding) else 0
-  params, _ = lm.pure(model)
+  params, _ = arrays.pure(model)
   whole = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   if sum(groups.values()) != whole:
     raise ValueError(

@@ -16,13 +16,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import unflatten_dict
 
 from arch import pattern, target
 from arch.block import Block, Once, stacked
-from arch.layers import NORMS, ROLES, Buffer, Embedding, closest
-from arch.recurrence import chunks
-from arch.registry import configure, find
+from arch.config import closest, configure
+from arch.layers import NORMS, positions
+from arch.registry import find
+from arch.roles import Embedding
 
 # A stack of at most this many blocks is unrolled on a CPU, which saves the
 # copies of its stacked activations.
@@ -231,7 +231,7 @@ class LM(nnx.Module):
         "shorten the context"
       )
     before = jnp.zeros(B, jnp.int32) if state is None else state["position"]
-    at = chunks.positions(reset, before, T)
+    at = positions(reset, before, T)
     return at, at[:, -1] + 1
 
   def mix(self, x, reset=None, state=None, *, key=None):
@@ -332,55 +332,6 @@ def restack(trees):
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def rngs(seed) -> nnx.Rngs:
-  """The random numbers of a seed, which may be traced."""
-  return nnx.Rngs(jax.random.key(seed))
-
-
-def pure(model) -> tuple[dict, dict]:
-  """Parameters and buffers as nested dicts of arrays."""
-  _, params, buffers, _ = nnx.split(model, nnx.Param, Buffer, ...)
-  return nnx.to_pure_dict(params), nnx.to_pure_dict(buffers)
-
-
-def fill(model, params: dict, buffers: dict):
-  """A model like `model` (which may be abstract) that holds these arrays."""
-  graph, own_params, own_buffers, rest = nnx.split(
-    model, nnx.Param, Buffer, ...
-  )
-  nnx.replace_by_pure_dict(own_params, params)
-  nnx.replace_by_pure_dict(own_buffers, buffers)
-  return nnx.merge(graph, own_params, own_buffers, rest)
-
-
-def split(model):
-  """The model's structure, and its arrays as one pytree for jax.jit."""
-  return nnx.split(model)
-
-
-def join(graph, arrays):
-  return nnx.merge(graph, arrays)
-
-
-def fresh(graph, arrays, batch: int, length: int | None = None):
-  """A fresh state on the devices of the arrays, so that jit compiles once."""
-  return jax.jit(lambda a: join(graph, a).init_state(batch, length))(arrays)
-
-
 def abstract(cfg: Mapping) -> LM:
   """The model with shapes in place of arrays."""
   return nnx.eval_shape(lambda: build(cfg, rngs=nnx.Rngs(0)))
-
-
-def roles(model) -> dict:
-  """The role of every parameter, nested as in `pure`; ValueError for none."""
-  params = nnx.state(model, nnx.Param)
-  flat = {path: type(p).__name__ for path, p in nnx.to_flat_state(params)}
-  known = [role.__name__ for role in ROLES]
-  for path, role in flat.items():
-    if role not in known:
-      raise ValueError(
-        f"parameter {'.'.join(map(str, path))} is a {role}, which is no role: "
-        f"make it with one of arch.layers: {', '.join(known)}"
-      )
-  return unflatten_dict(flat)

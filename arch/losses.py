@@ -46,7 +46,7 @@ def mean_nll(logits_fn, params, x, targets, weights, chunk: int):
   """
   weights = weights.astype(jnp.float32)
   total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
-  x, targets, share = split((x, targets, weights / total), chunk)
+  x, targets, share = deal((x, targets, weights / total), chunk)
   return _weighted(logits_fn, params, x, targets, share)
 
 
@@ -59,7 +59,7 @@ def score(logits_fn, params, x, targets, chunk: int):
     right = jnp.argmax(logits, -1) == targets
     return None, (nll(logits, targets), right)
 
-  _, found = jax.lax.scan(step, None, split((x, targets), chunk))
+  _, found = jax.lax.scan(step, None, deal((x, targets), chunk))
   B, T = targets.shape
   _, (_, time) = cuts(B, T, chunk)
   return jax.tree.map(lambda a: a.T.reshape(-1, T + time)[:B, :T], found)
@@ -84,7 +84,7 @@ def cuts(B: int, T: int, chunk: int):
   return n * T, (-B % n, 0)
 
 
-def split(arrays, chunk: int):
+def deal(arrays, chunk: int):
   """Each B T ... as n C ..., zeros of weight 0 among them."""
   n, more = cuts(*arrays[0].shape[:2], chunk)
 

@@ -11,8 +11,8 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
-from arch import layers, lm, registry
-from arch.layers import closest
+from arch import config, lm, registry
+from arch.config import closest
 from arch.pattern import expand
 
 SIZES = ("tiny", "small", "full")
@@ -201,7 +201,7 @@ def fields(c) -> list[str]:
   places = expand(c.model.pattern, c.model.depth, c.model.channel)
   used = {("mixers", name) for place in places for name in place.mixers}
   used |= {("channels", p.channel) for p in places if p.channel != "none"}
-  common = {f.name for f in dataclasses.fields(layers.Config)}
+  common = {f.name for f in dataclasses.fields(config.Config)}
   found = [f"model.{f.name}" for f in dataclasses.fields(lm.Config)]
   for axis, name in sorted(used):
     own = dataclasses.fields(registry.find(axis, name).Config)

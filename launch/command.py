@@ -124,7 +124,7 @@ def config_file(given: str) -> str:
   """FILE:SIZE of what --config names: a file or, as --archs, its bare name."""
   platform.own_arch()
   import configs
-  from arch.layers import closest
+  from arch.config import closest
 
   path, _, size = given.partition(":")
   if path in configs.names() and not Path(path).is_file():
@@ -173,7 +173,7 @@ def plain(argv) -> list[str]:
   named = [w for w in words if w[0].lstrip("-") == "config" and len(w) == 2]
   if not named:
     return argv
-  from arch.layers import closest
+  from arch.config import closest
   from train.workdir import flat
 
   if len(named) > 1:

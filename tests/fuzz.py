@@ -168,7 +168,7 @@ def make(kind: str, path: Path, shards: int = 1) -> Path:
     p: np.zeros(leaf.shape, np.float32)
     if isinstance(found[p], Absent)
     else draw.normal(0, 0.3, leaf.shape).astype(np.float32)
-    for p, leaf in convert.arrays(model).items()
+    for p, leaf in convert.leaves(model).items()
   }
   write(path, raw, backwards(found, arrays), shards)
   return path

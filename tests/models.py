@@ -6,10 +6,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 import arch
-from arch import lm, registry
+from arch import arrays, registry
 from arch.pattern import expand
 
 ROOT = Path(__file__).parent.parent
@@ -39,8 +38,10 @@ ALONE = [name for name in CONFIGS if _alone(name)]
 
 
 def build(c, seed=0):
-  made = jax.jit(lambda: lm.pure(arch.build(c.model, rngs=nnx.Rngs(seed))))()
-  return lm.fill(arch.abstract(c.model), *made)
+  made = jax.jit(
+    lambda: arrays.pure(arch.build(c.model, rngs=arrays.rngs(seed)))
+  )()
+  return arrays.fill(arch.abstract(c.model), *made)
 
 
 def tokens(c, batch=2, length=None, seed=0):
@@ -65,14 +66,14 @@ def batch(c, seed=0):
 
 def noisy(model, scale=0.1, seed=0):
   """The model with noise on every parameter, so that no zero hides a bug."""
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
   rng = np.random.default_rng(seed)
 
   def more(p):
     noise = scale * rng.standard_normal(p.shape)
     return jnp.asarray(p + noise, p.dtype)
 
-  return lm.fill(model, jax.tree.map(more, params), buffers)
+  return arrays.fill(model, jax.tree.map(more, params), buffers)
 
 
 def close(a, b, tolerance=1e-5):

@@ -4,7 +4,6 @@ B batch  T time  S keys  H heads  G groups  K head width  L ring length
 """
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,24 +12,10 @@ import pytest
 from flax import nnx
 from models import close
 
-from arch.attend import attend, rotary
 from arch.count import called, flops
+from arch.layers import rotary
 from arch.mixers import attention, mla
-
-
-def reference(q, key, value, first, window=None, level=None, scale=None):
-  T, S, R = q.shape[1], key.shape[1], q.shape[2] // key.shape[2]
-  at, last = np.arange(S)[None], np.arange(S - T, S)[:, None]
-  near = (at <= last) & (at > last - (window or S))
-  visible = (first[..., None] <= at[None]) & near[None]
-  key, value = jnp.repeat(key, R, 2), jnp.repeat(value, R, 2)
-  s = jnp.einsum("bthk,bshk->bhts", q, key)
-  s *= scale or 1 / math.sqrt(q.shape[-1])
-  if level is not None:
-    c = jnp.einsum("bsgr->bgrs", level).reshape(-1, q.shape[2], S)
-    s += c[..., S - T :, None] - c[..., None, :]
-  p = jax.nn.softmax(jnp.where(visible[:, None], s, -jnp.inf))
-  return jnp.einsum("bhts,bshv->bthv", p, value)
+from arch.recurrence.attend import attend, reference
 
 
 def inputs(T, S=None, H=2, G=2, K=6, dtype=jnp.float32):
@@ -207,7 +192,7 @@ def naive(m, x, first, window=None):
   """The mixer, by its formulas."""
   cfg = m.cfg
   B, T, _ = x.shape
-  H, G, K = cfg.query_heads, cfg.groups, cfg.head
+  H, G, K = cfg.H, cfg.G, cfg.head
   qkv = x @ m.qkv.weight[...]
   q, k, v = (
     t.reshape(B, T, -1, K) for t in jnp.split(qkv, [H * K, (H + G) * K], -1)
@@ -324,7 +309,7 @@ def test_decoding_writes_in_place():
   [
     (dict(head=5), "rotary=1.0 turns 5, which must be even"),
     (dict(head=10), "head=10 must divide dim=24"),
-    (dict(kv_heads=3), "kv_heads=3 must divide query_heads=4"),
+    (dict(kv_heads=3), "kv_heads=3 must divide heads H=4"),
     (dict(window=-1), "window=-1 is negative"),
     (dict(base=1.0), "base=1.0 must exceed 1"),
     (dict(std=0.0), "std=0.0 must be positive"),

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from arch import lm
+from arch import arrays, lm
 from train import checkpoint, workdir
 from train.checkpoint import Checkpoints
 
@@ -426,7 +426,7 @@ def trained(c, seed):
   rng = np.random.default_rng(seed)
   model = lm.abstract(c.model)
   params, buffers = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), lm.pure(model)
+    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), arrays.pure(model)
   )
   return {"params": params, "buffers": buffers}
 
@@ -449,7 +449,7 @@ def test_a_model_is_loaded_from_its_folder_alone(run, which, step, capfd):
   path, c = run
   model = checkpoint.load_model(path, which)
   assert isinstance(model, lm.LM)
-  assert bits(lm.pure(model)) == bits(tuple(trained(c, step).values()))
+  assert bits(arrays.pure(model)) == bits(tuple(trained(c, step).values()))
   assert capfd.readouterr() == ("", "")
 
 
@@ -457,7 +457,7 @@ def test_a_damaged_best_is_named_and_the_next_loaded(run, capfd):
   path, c = run
   garble(path / "checkpoints" / "1" / "seal")
   model = checkpoint.load_model(path)
-  assert bits(lm.pure(model)) == bits(tuple(trained(c, 2).values()))
+  assert bits(arrays.pure(model)) == bits(tuple(trained(c, 2).values()))
   said = capfd.readouterr().err
   assert f"{path}/checkpoints/1 is damaged" in said
   assert f"{path}: the checkpoint of step 2 is used" in said

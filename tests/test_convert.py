@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from test_launch import run
 
 import configs
-from arch import lm
+from arch import arrays, lm
 from train import checkpoint, convert, generate, workdir
 from train.convert import types
 from train.convert.rules import backwards
@@ -153,17 +153,17 @@ def test_logits_gradients_and_decoding(kind, name, folders, runs, tmp_path):
   logits, nll, grads = graded(theirs, tmp_path / "gradients")
 
   cfg = workdir.read(made)["config"]
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
   text = jnp.asarray(tokens())
 
   @jax.jit
   def run(params):
     def loss(params):
-      model = lm.fill(lm.abstract(cfg["model"]), params, buffers)
+      model = arrays.fill(lm.abstract(cfg["model"]), params, buffers)
       nats, _ = model.loss(text, jnp.roll(text, -1, 1), jnp.ones((2, T)))
       return nats
 
-    logits, _ = lm.fill(model, params, buffers)(text)
+    logits, _ = arrays.fill(model, params, buffers)(text)
     return logits, jax.value_and_grad(loss)(params)
 
   own, (nats, gradient) = run(params)

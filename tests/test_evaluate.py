@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from models import build, config, noisy
 
-from arch import lm
+from arch import arrays
 from train import evaluate, generate, tokenizer, workdir
 from train.checkpoint import Checkpoints
 
@@ -27,7 +27,7 @@ def saved(path, text, **fields):
   c.model.vocab.size, c.data.name = 256, text
   c.model.update({"length": 64, **fields})
   model = noisy(build(c))
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
   with workdir.Workdir(path) as held, Checkpoints(held) as checkpoints:
     held.record(c)
     checkpoints.save(0, {"params": params, "buffers": buffers})

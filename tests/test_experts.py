@@ -226,10 +226,10 @@ def test_one_token_costs_no_more_than_its_experts():
 
 def test_default_widths_make_the_active_width_of_swiglu():
   common = dict(dim=256, depth=1, length=8)
-  dense = swiglu.Config(**common).hidden
+  dense = swiglu.Config(**common).W
   for top, shared in ((2, None), (4, None), (2, 0)):
     cfg = experts.Config(**common, top=top, shared=shared)
-    active = top * cfg.hidden + cfg.shared_hidden
+    active = top * cfg.W + cfg.shared_hidden
     assert abs(active / dense - 1) < 0.1
 
 

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from test_report import make as compared
 
 import configs
-from arch import lm
+from arch import arrays, lm
 from train import (
   checkpoint,
   compare,
@@ -469,8 +469,8 @@ def test_fields_change_the_logits_as_in_transformers(
   with torch.no_grad():
     found = theirs.eval()(torch.tensor(tokens), use_cache=False)
   right = found.logits.numpy()
-  model = lm.fill(lm.abstract(after.model), **after.state)
+  model = arrays.fill(lm.abstract(after.model), **after.state)
   own, _ = model(jnp.asarray(tokens))
   assert np.abs(own - right).max() < 1e-4 * max(1, np.abs(right).max())
-  model = lm.fill(lm.abstract(before.model), **before.state)
+  model = arrays.fill(lm.abstract(before.model), **before.state)
   assert np.abs(model(jnp.asarray(tokens))[0] - right).max() > 1e-3

@@ -232,39 +232,3 @@ def test_mingru_is_its_log_space_form(expand):
   close(y, h)
   if expand == 1:
     close(state, h[:, -1])
-
-
-@pytest.mark.parametrize("length", [5, 19, 40])
-@pytest.mark.parametrize("carried", [False, True])
-def test_hyena_convolves_inside_documents(length, carried):
-  """Over chunks of 8, against the sum over lags; values and gradients."""
-  B, T, D = 2, 22, 3
-  rng = np.random.default_rng(0)
-  k, s, past, ct = (
-    rng.normal(size=shape).astype(np.float32)
-    for shape in ((length, D), (B, T, D), (B, length - 1, D), (B, T, D))
-  )
-  reset = np.zeros((B, T), bool)
-  reset[0, [0, 5, 6, 17]] = reset[1, [9, 21]] = True
-  document = np.cumsum(reset, 1)
-  before = np.pad(document, ((0, 0), (length - 1, 0)))
-
-  def slow(k, s, past):
-    whole = jnp.concatenate([past if carried else 0 * past, s], 1)
-    y = []
-    for t in range(T):
-      same = before[:, t : t + length] == document[:, t, None]
-      y.append(
-        (k[::-1][None] * whole[:, t : t + length] * same[..., None]).sum(1)
-      )
-    return jnp.stack(y, 1)
-
-  def fast(k, s, past):
-    past = past if carried else None
-    return hyena.convolve(k, s, reset, past, chunk=8)[0]
-
-  def both(f):
-    y, back = jax.vjp(f, k, s, past)
-    return y, back(ct)[: 3 if carried else 2]
-
-  close(jax.jit(lambda: both(fast))(), jax.jit(lambda: both(slow))())

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from models import close
 
+from arch import layers
 from arch.mixers import deltanet, deltaproduct, gated_deltanet, kda, rwkv7
 
 SHELL = dict(depth=4, length=8)
@@ -41,7 +42,7 @@ def test_negative_eigenvalues():
     state = {"conv": mixer.init_state(1)["conv"], "S": S}
     x = jnp.full((1, 1, 4), 100.0)
     k = jax.nn.silu(mixer.qkv(x)[0, 0, 4:8])
-    k = gated_deltanet.unit(k)
+    k = layers.unit(k)
     _, new = mixer(x, None, state)
     answer = k @ S[0, 0]
     assert jnp.abs(k @ new["S"][0, 0] - factor * answer).max() < 1e-4

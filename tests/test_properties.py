@@ -25,7 +25,7 @@ from models import (
 )
 
 import arch
-from arch import lm
+from arch import arrays
 from train.sharding import Sharding
 from train.step import Step
 
@@ -68,15 +68,15 @@ def prepared(name):
   """A noisy tiny model and its compiled call, shared by the properties."""
   step, _, _, _ = trained(name)
   state = step.init(0, step.cfg.train.lr)
-  model = noisy(lm.fill(step.model, state["params"], state["buffers"]))
-  graph, arrays = lm.split(model)
+  model = noisy(arrays.fill(step.model, state["params"], state["buffers"]))
+  graph, leaves = arrays.split(model)
 
   @jax.jit
-  def call(arrays, tokens, reset, state):
+  def call(leaves, tokens, reset, state):
     with jax.numpy_dtype_promotion("strict"):
-      return lm.join(graph, arrays)(tokens, reset, state)
+      return arrays.join(graph, leaves)(tokens, reset, state)
 
-  return step.cfg, model, functools.partial(call, arrays)
+  return step.cfg, model, functools.partial(call, leaves)
 
 
 @functools.cache
@@ -84,12 +84,12 @@ def pull(name):
   """Inputs 1 T D of the blocks, and a function of them, reset and a cotangent:
   what comes out, and the gradients of the parameters and of the inputs."""
   c, model, _ = prepared(name)
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
 
   @jax.jit
   def pulled(x, reset, cotangent):
     def forward(params, x):
-      return lm.fill(model, params, buffers).mix(x, reset)[0]
+      return arrays.fill(model, params, buffers).mix(x, reset)[0]
 
     y, back = jax.vjp(forward, params, x)
     return y, *back(cotangent)
@@ -212,7 +212,7 @@ def test_every_parameter_gets_a_gradient(name):
 @each_alone
 def test_bfloat16_is_finite_and_close(name):
   c, model, call = prepared(name)
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
   data = jax.tree.map(lambda x: x[:2], batch(c))
   logits, _ = call(data["tokens"], data["reset"], None)
   rows = jax.nn.log_softmax(logits, -1)
@@ -227,7 +227,7 @@ def test_bfloat16_is_finite_and_close(name):
   def run(params, batch):
     def loss(params):
       with jax.numpy_dtype_promotion("strict"):
-        return lm.fill(low, params, buffers).loss(**batch)[0]
+        return arrays.fill(low, params, buffers).loss(**batch)[0]
 
     return jax.value_and_grad(loss)(params)
 

@@ -4,6 +4,7 @@ A case makes inputs whose gates are 0, 1, tiny and strong, in turn.
 """
 
 import functools
+import itertools
 import re
 
 import jax
@@ -11,16 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch.recurrence import (
-  chunks,
-  delta,
-  diagonal,
-  gated,
-  log_linear,
-  mesa,
-  titans,
-  ttt,
-)
+from arch import recurrence
+from arch.recurrence import chunks, delta, gated
 
 B, K, V = 2, 6, 5
 D, N = 4, 3
@@ -198,63 +191,72 @@ def convolve_case(time):
   )
 
 
-def twins(make, fast, reference, *, options=None, **fields):
-  options = options or {}
+def convolution_case(time, length=19):
+  return dict(
+    k=normal(0, length, D),
+    s=normal(1, B, time, D),
+    state=normal(2, B, length - 1, D),
+  )
+
+
+TWINS = recurrence.twins()
+before, past = dict(read="before"), dict(read="past")
+# what makes the inputs, its arguments, and those of the twins
+CASES = {
+  "gated": (gated_case, dict(groups=2), {}),
+  "gated, before": (gated_case, dict(groups=1), before),
+  "gated, past": (gated_case, dict(groups=2), past),
+  "gated, 3 a step": (gated_case, dict(groups=2, rows=(3,)), {}),
+  "gated, 3 a step, past": (gated_case, dict(rows=(3,)), past),
+  "gated, K": (gated_case, dict(wide=True), {}),
+  "gated, K, before": (gated_case, dict(groups=2, wide=True), before),
+  "delta": (delta_case, {}, {}),
+  "delta, a": (delta_case, dict(a=True), {}),
+  "delta, K": (delta_case, dict(wide=True), {}),
+  "delta, K, a": (delta_case, dict(wide=True, a=True), {}),
+  "log-linear": (log_linear_case, {}, {}),
+  "log-linear, b": (log_linear_case, dict(erase=True), {}),
+  "log-linear, few levels": (log_linear_case, dict(levels=3, erase=True), {}),
+  "mesa": (mesa_case, {}, {}),
+  "ttt": (ttt_case, {}, {}),
+  "titans": (titans_case, {}, dict(size=CHUNK)),
+  "diagonal": (scan_case, {}, {}),
+  "pair": (pair_case, {}, {}),
+  "selective": (selective_case, {}, {}),
+  "selective, negative": (selective_case, {}, dict(negative=True)),
+  "convolve": (convolve_case, {}, {}),
+  "convolution": (convolution_case, {}, {}),
+  "convolution, short": (convolution_case, dict(length=5), {}),
+  "convolution, long": (convolution_case, dict(length=40), {}),
+}
+
+
+def case(label):
+  """What makes a case's inputs, the fast twin and the reference."""
+  make, fields, options = CASES[label]
+  name = label.partition(",")[0]
+  functions, _ = TWINS[name]
+  if name in ("log-linear", "ttt", "titans"):
+    functions = {twin: counted(f) for twin, f in functions.items()}
+  if name == "titans":
+    functions = {twin: two_layers(f) for twin, f in functions.items()}
+  reference, fast = functions["reference"], functions.get("chunked")
+  if fast is None:
+    fast = functions["scan"]
+  elif name not in ("ttt", "titans"):
+    fast = functools.partial(fast, chunk=CHUNK)
+  own = {k: v for k, v in options.items() if k == "read"}
   return (
-    functools.partial(make, **fields, **options),
-    functools.partial(fast, chunk=CHUNK, **options),
+    functools.partial(make, **fields, **own),
+    functools.partial(fast, **options),
     functools.partial(reference, **options),
   )
 
 
-of_gated = functools.partial(twins, gated_case, gated.chunked, gated.reference)
-of_delta = functools.partial(twins, delta_case, delta.chunked, delta.reference)
-of_selective = functools.partial(
-  twins, selective_case, diagonal.selective, diagonal.reference_selective
-)
-of_log_linear = functools.partial(
-  twins,
-  log_linear_case,
-  counted(log_linear.chunked),
-  counted(log_linear.reference),
-)
-before = dict(read="before")
-CASES = {
-  "gated": of_gated(groups=2),
-  "gated, before": of_gated(groups=1, options=before),
-  "gated, past": of_gated(groups=2, options=dict(read="past")),
-  "gated, 3 a step": of_gated(groups=2, rows=(3,)),
-  "gated, 3 a step, past": of_gated(rows=(3,), options=dict(read="past")),
-  "gated, K": of_gated(wide=True),
-  "gated, K, before": of_gated(groups=2, wide=True, options=before),
-  "delta": of_delta(),
-  "delta, a": of_delta(a=True),
-  "delta, K": of_delta(wide=True),
-  "delta, K, a": of_delta(wide=True, a=True),
-  "log-linear": of_log_linear(),
-  "log-linear, b": of_log_linear(erase=True),
-  "log-linear, few levels": of_log_linear(levels=3, erase=True),
-  "mesa": twins(mesa_case, mesa.chunked, mesa.reference),
-  "ttt": (ttt_case, counted(ttt.chunked), counted(ttt.reference)),
-  "titans": (
-    titans_case,
-    *(
-      two_layers(counted(functools.partial(f, size=CHUNK)))
-      for f in (titans.chunked, titans.reference)
-    ),
-  ),
-  "scan": (scan_case, diagonal.scan, diagonal.reference),
-  "pair": (pair_case, diagonal.scan_pair, diagonal.reference_pair),
-  "selective": of_selective(),
-  "selective, negative": of_selective(options=dict(negative=True)),
-  "convolve": twins(
-    convolve_case, diagonal.convolve, diagonal.reference_convolve
-  ),
-}
 each = pytest.mark.parametrize("name", CASES)
-ONE_OF_EACH = ["gated", "gated, K", "delta", "delta, K, a", "scan"]
+ONE_OF_EACH = ["gated", "gated, K", "delta", "delta, K, a", "diagonal"]
 ONE_OF_EACH += ["selective", "convolve", "log-linear, b", "mesa", "ttt"]
-ONE_OF_EACH += ["titans"]
+ONE_OF_EACH += ["titans", "convolution"]
 
 
 def resets():
@@ -312,9 +314,28 @@ def close(a, b, tolerance):
     )
 
 
+def test_every_recurrence_has_a_case():
+  """But attention, which has a suite of its own."""
+  assert {c.partition(",")[0] for c in CASES} == TWINS.keys() - {"attention"}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_examples(name):
+  """Ordinary inputs, which launch.bench times, and nothing else given."""
+  functions, example = TWINS[name]
+  seeds = itertools.count()
+  for label, x in example(
+    lambda *s: normal(next(seeds), *s), B, T, 2, K
+  ).items():
+    if label.partition(",")[0] == name:
+      found = [jax.jit(f)(**x) for f in functions.values()]
+      for out in found[1:]:
+        close(out, found[0], 1e-5)
+
+
 @each
 def test_twins(name):
-  make, fast, reference = CASES[name]
+  make, fast, reference = case(name)
   x, reset = make(T), resets()
   a, b = (value_and_gradient(f, x, reset) for f in (fast, reference))
   close(a, b, 1e-5)
@@ -324,7 +345,7 @@ def test_twins(name):
   "name", ["gated, before", "gated, K, before", "delta", "delta, K, a"]
 )
 def test_twins_in_bfloat16(name):
-  make, fast, reference = CASES[name]
+  make, fast, reference = case(name)
   x = make(T)
   for part in {"q", "k", "v", "a", "b"} & set(x):
     if x[part] is not None:
@@ -336,7 +357,7 @@ def test_twins_in_bfloat16(name):
 @each
 def test_split_anywhere(name):
   """No reset and no state; then token by token and in pieces, carrying it."""
-  make, fast, reference = CASES[name]
+  make, fast, reference = case(name)
   x = make(T) | {"state": None}
   whole = jax.jit(fast)(**x)
   close(whole, jax.jit(reference)(**x), 1e-5)
@@ -353,7 +374,7 @@ def test_split_anywhere(name):
 @pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_nothing_before_a_reset_matters(name):
   """Exactly: by a product with 0, not by a difference of equals."""
-  make, fast, _ = CASES[name]
+  make, fast, _ = case(name)
   x, reset, r = make(T), resets(), 13
   reset[:, r] = True
 
@@ -378,7 +399,7 @@ def test_nothing_before_a_reset_matters(name):
 
 @pytest.mark.parametrize("name", ["gated", "gated, K"])
 def test_minus_infinity_is_a_reset(name):
-  make, fast, _ = CASES[name]
+  make, fast, _ = case(name)
   x, reset, call = make(T), resets(), jax.jit(fast)
   cut = np.where(reset.reshape(B, T, *[1] * (x["g"].ndim - 2)), -np.inf, x["g"])
   close(call(**x | {"g": cut}), call(**x, reset=reset), 1e-6)
@@ -473,7 +494,7 @@ def test_products_are_quick_ones(fast, case):
 
 def test_replicates():
   """vmap over texts whose resets differ in number."""
-  make, fast, _ = CASES["convolve"]
+  make, fast, _ = case("convolve")
   call = jax.jit(functools.partial(value_and_gradient, fast, make(T)))
   reset = np.stack([resets(), np.zeros_like(resets())])
   alone = jax.tree.map(lambda *a: np.stack(a), *map(call, reset))
@@ -494,7 +515,7 @@ def equations(jaxpr):
 
 def traced(name, time):
   """How many equations value and gradient have, and the largest array."""
-  make, fast, _ = CASES[name]
+  make, fast, _ = case(name)
   call = functools.partial(value_and_gradient, fast, reset=None)
   found = list(equations(jax.make_jaxpr(call)(make(time)).jaxpr))
   return len(found), max(v.aval.size for e in found for v in e.outvars)

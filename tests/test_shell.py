@@ -12,7 +12,8 @@ from flax import nnx
 from models import build, close, config, noisy, tokens
 
 import arch
-from arch import layers, lm, registry
+from arch import arrays, layers, lm, registry, roles
+from arch.config import Config as Base
 from arch.pattern import expand, stacks
 
 
@@ -90,8 +91,8 @@ def test_a_wrong_pattern_is_refused(pattern, depth, error):
     ({"dim": 4}, "head=6 must divide dim=4; the nearest dim is 6"),
     (
       {"dim": 25, "pattern": ("mamba2",), "mixers": {"mamba2": {"head": 6}}},
-      "mamba2: head=6 must divide inner=50 at dim=25; the nearest "
-      "inner are 48 and 54",
+      "mamba2: head=6 must divide inner width E=50 at dim=25; the nearest "
+      "E are 48 and 54",
     ),
     (
       {"pattern": ("rglru",), "mixers": {"rglru": {"blocks": 0}}},
@@ -118,10 +119,10 @@ def test_unrolled_is_scanned(monkeypatch):
 
   def run(model):
     def loss(params):
-      out = lm.fill(model, params, buffers)(text)
+      out = arrays.fill(model, params, buffers)(text)
       return jnp.sum(jnp.sin(out[0])), out
 
-    params, buffers = lm.pure(model)
+    params, buffers = arrays.pure(model)
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
   scanned = run(model)
@@ -132,14 +133,14 @@ def test_unrolled_is_scanned(monkeypatch):
 def test_remat_changes_nothing():
   c = small()
   model, text = noisy(build(c)), tokens(c)
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
 
   def gradient(remat):
     c.model.remat = remat
     like = arch.abstract(c.model)
 
     def loss(params):
-      return jnp.sum(jnp.sin(lm.fill(like, params, buffers)(text)[0]))
+      return jnp.sum(jnp.sin(arrays.fill(like, params, buffers)(text)[0]))
 
     return jax.jit(jax.grad(loss))(params), str(jax.make_jaxpr(loss)(params))
 
@@ -201,10 +202,10 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
   first = jax.tree.map(lambda a: a[0], first)
   x = x + first.mamba(first.norm(x), None, None)[0]
   block = model.shared_a
-  params, _ = lm.pure(block)
+  params, _ = arrays.pure(block)
   for i in range(2):
     low = own(i, "own_0")
-    attention = lm.fill(block, params, {}).attention
+    attention = arrays.fill(block, params, {}).attention
     downs = jnp.split(low.attention.down.weight[...], 3, 1)
     ups = [getattr(low.attention, n).weight[...] for n in "qkv"]
     attention.qkv.weight[...] += jnp.concatenate(
@@ -212,7 +213,7 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
     )
     u = block.norm(jnp.concatenate([x, e], -1))
     y, _ = attention(u, None, None)
-    swiglu = lm.fill(block, params, {}).channel
+    swiglu = arrays.fill(block, params, {}).channel
     wide = jnp.concatenate([swiglu.gate[...], swiglu.up[...]], 1)
     wide += low.channel.down.weight[...] @ low.channel.up.weight[...]
     swiglu.gate[...], swiglu.up[...] = jnp.split(wide, 2, 1)
@@ -243,9 +244,9 @@ def test_norms_are_their_formulas(norm):
   x = np.random.default_rng(0).normal(1, 2, (2, 3, 6))
   w = np.linspace(-1, 2, 6)
   if norm != "rms_plain":
-    made.weight = layers.Vector(jnp.asarray(w, jnp.float32))
+    made.weight = roles.Vector(jnp.asarray(w, jnp.float32))
   if norm == "layer":
-    made.bias = layers.Vector(jnp.asarray(w[::-1].copy(), jnp.float32))
+    made.bias = roles.Vector(jnp.asarray(w[::-1].copy(), jnp.float32))
     x0 = x - x.mean(-1, keepdims=True)
     y = w * x0 / np.sqrt(x.var(-1, keepdims=True) + 1e-3) + w[::-1]
   else:
@@ -303,7 +304,7 @@ def test_dropout_is_of_the_key_and_only_in_training():
   np.testing.assert_array_equal(one, again)
   assert not np.allclose(one, other)
   c.model.dropout = 0.0
-  without = lm.fill(arch.abstract(c.model), *lm.pure(model))
+  without = arrays.fill(arch.abstract(c.model), *arrays.pure(model))
   close(out(None), without.features(text)[0], 1e-6)
 
 
@@ -311,13 +312,13 @@ def test_a_stream_crosses_layers(monkeypatch):
   """A mixer that sums what `stream` holds, and adds its input to it."""
 
   @dataclasses.dataclass(frozen=True, kw_only=True)
-  class Config(layers.Config):
+  class Config(Base):
     stream = ("embedding", "sum")
 
   class Mixer(nnx.Module):
     def __init__(self, cfg, *, layer, rngs):
       self.cfg = cfg
-      self.weight = layers.Vector(jnp.ones(cfg.dim))
+      self.weight = roles.Vector(jnp.ones(cfg.dim))
 
     def init_state(self, batch, length=None):
       return {}
@@ -349,13 +350,13 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   """Each layer is handed its own row of one table."""
 
   @dataclasses.dataclass(frozen=True, kw_only=True)
-  class Config(layers.Config):
+  class Config(Base):
     scale: float = 1.0
 
   class Shared(nnx.Module):
     def __init__(self, cfg, *, rngs):
       rows = jax.random.normal(rngs.params(), (cfg.depth, cfg.dim))
-      self.rows = layers.Gate(rows)
+      self.rows = roles.Gate(rows)
 
     def __call__(self, layer):
       return self.rows[...][layer]
@@ -363,7 +364,7 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   class Mixer(nnx.Module):
     def __init__(self, cfg, *, layer, rngs):
       self.cfg = cfg
-      self.weight = layers.Vector(cfg.scale * (layer + jnp.ones(cfg.dim)))
+      self.weight = roles.Vector(cfg.scale * (layer + jnp.ones(cfg.dim)))
 
     def init_state(self, batch, length=None):
       return {}
@@ -391,7 +392,7 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
 
 def test_roles_by_type():
   c = config("mamba2")
-  roles = lm.roles(arch.abstract(c.model))["stack_0"]["block_0"]
+  roles = arrays.roles(arch.abstract(c.model))["stack_0"]["block_0"]
   mixer = roles["mamba2"]
   assert mixer["in_proj"]["weight"] == "Matrix"
   assert mixer["conv"]["weight"] == "Vector"
@@ -403,4 +404,4 @@ def test_a_parameter_without_a_role_is_refused():
   model = arch.abstract(config("mamba2").model)
   model.norm.weight = nnx.Param(jnp.zeros(3))
   with pytest.raises(ValueError, match="norm.weight is a Param.*Matrix, Embed"):
-    lm.roles(model)
+    arrays.roles(model)

@@ -21,8 +21,7 @@ import numpy as np
 from flax import nnx
 
 import arch
-from arch import lm
-from arch.recurrence import delta, diagonal, gated
+from arch import arrays, recurrence
 from train import sizes
 from train.sharding import Sharding
 from train.step import Step
@@ -135,18 +134,18 @@ def training(train: Callable, state, batch, seconds: float):
 def decoding(model, state, seconds: float) -> float:
   """Tokens a second with the weights of a training state."""
   weights = state["params"], state["buffers"]
-  model = lm.fill(model, *jax.device_put(weights, jax.devices()[0]))
-  graph, arrays = lm.split(model)
+  model = arrays.fill(model, *jax.device_put(weights, jax.devices()[0]))
+  graph, leaves = arrays.split(model)
 
   @functools.partial(jax.jit, donate_argnums=1)
-  def one(arrays, carried):
+  def one(leaves, carried):
     token, memory = carried
-    logits, memory = lm.join(graph, arrays)(token, state=memory)
+    logits, memory = arrays.join(graph, leaves)(token, state=memory)
     return jnp.argmax(logits, -1).astype(jnp.int32), memory
 
-  memory = jax.jit(lambda arrays: lm.join(graph, arrays).init_state(1))(arrays)
+  memory = arrays.init_state(graph, leaves, 1)
   start = jnp.zeros((1, 1), jnp.int32), memory
-  took, _ = fastest(lambda c: one(arrays, c), start, seconds, calls=16)
+  took, _ = fastest(lambda c: one(leaves, c), start, seconds, calls=16)
   return 1 / took
 
 
@@ -164,12 +163,12 @@ def mixer(cfg, name: str, T: int = 2048, seconds: float = 1.0) -> dict:
   fields = cfg.model.mixers.get(name, {})
   if "head" in fields:
     fields.head = 64
-  params, buffers = lm.pure(arch.build(cfg.model, rngs=nnx.Rngs(0)))
+  params, buffers = arrays.pure(arch.build(cfg.model, rngs=nnx.Rngs(0)))
   model = arch.abstract(cfg.model)
   x = jax.random.normal(jax.random.key(0), (1, T, 256))
 
   def value(params, x):
-    return jnp.sum(jnp.sin(lm.fill(model, params, buffers).mix(x)[0]))
+    return jnp.sum(jnp.sin(arrays.fill(model, params, buffers).mix(x)[0]))
 
   run = jax.jit(jax.value_and_grad(value, (0, 1)))
   run = run.lower(params, x).compile()
@@ -179,56 +178,42 @@ def mixer(cfg, name: str, T: int = 2048, seconds: float = 1.0) -> dict:
 
 
 def kernels(seconds: float = 1.0) -> Iterator[dict]:
-  """Value and gradient of each recurrence: its reference, its fast twin.
+  """Value and gradient of each recurrence: its reference, its fast twins.
 
   T = 2048, batch 1, 4 heads of K = V = 64; the diagonal ones D = 256, of which
-  the selective one has N = 16. Of both the seconds, and the bytes that the
-  compiled program keeps on the way.
+  some have N = 16. Of each the seconds, and the bytes that the compiled program
+  keeps on the way.
   """
-  T, H, K = 2048, 4, 64
-  q, k, v, n, u = jax.random.normal(jax.random.key(0), (5, 1, T, H, K))
-  k = k / jnp.linalg.norm(k, axis=-1, keepdims=True)
-  g = jax.nn.log_sigmoid(n + 3)  # log decays, one a channel
-  a = -k * jax.nn.sigmoid(u)
-  row, wide = g[..., 0], (1, T, H * K)
-  x, dt = v.reshape(wide), jax.nn.softplus(n).reshape(wide)
-  A = -jnp.broadcast_to(jnp.arange(1.0, 17)[None], (H * K, 16))
-  narrow = (t.reshape(wide)[..., :16] for t in (k, q))
-  wy = delta.reference, delta.chunked
-  cases = {
-    "diagonal": (
-      diagonal.reference,
-      diagonal.scan,
-      (jnp.exp(g).reshape(wide), x),
-    ),
-    "selective": (
-      diagonal.reference_selective,
-      diagonal.selective,
-      (x, dt, A, *narrow),
-    ),
-    "gated": (gated.reference, gated.chunked, (q, k, v, row)),
-    "gated, K decays": (gated.reference, gated.chunked, (q, k, v, g)),
-    "delta": (*wy, (q, k, v, row, None, k)),
-    "delta, K decays": (*wy, (q, k, v, g, None, k)),
-    "delta, any a": (*wy, (q, k, v, row, a, k)),
-    "delta, any a, K decays": (*wy, (q, k, v, g, a, k)),
-  }
-  for name, (reference, fast, args) in cases.items():
-    yield {
-      "recurrence": name,
-      "reference": both(reference, args, seconds),
-      "fast": both(fast, args, seconds),
-    }
+  for name, (functions, example) in recurrence.twins().items():
+    keys = iter(jax.random.split(jax.random.key(0), 64))
+
+    def draw(*shape, keys=keys):
+      return jax.random.normal(next(keys), shape)
+
+    for label, inputs in example(draw, 1, 2048, 4, 64).items():
+      if label.partition(",")[0] != name:
+        continue
+      times = {
+        twin: both(function, inputs, seconds)
+        for twin, function in functions.items()
+      }
+      for twin in times.keys() - {"reference"}:
+        yield {
+          "recurrence": label,
+          "twin": twin,
+          "reference": times["reference"],
+          "fast": times[twin],
+        }
 
 
-def both(function: Callable, args, seconds: float) -> dict:
-  """Value and gradient for every argument: seconds and memory_bytes."""
+def both(function: Callable, inputs: dict, seconds: float) -> dict:
+  """Value and gradient for every input: seconds and memory_bytes."""
 
-  def value(args):
-    return jnp.sum(jnp.sin(function(*args)[0]))
+  def value(inputs):
+    return jnp.sum(jnp.sin(jax.tree.leaves(function(**inputs))[0]))
 
-  run = jax.jit(jax.value_and_grad(value)).lower(args).compile()
-  took, _ = fastest(lambda _: run(args), None, seconds)
+  run = jax.jit(jax.value_and_grad(value)).lower(inputs).compile()
+  took, _ = fastest(lambda _: run(inputs), None, seconds)
   memory = run.memory_analysis().temp_size_in_bytes
   return {"seconds": took, "memory_bytes": memory}
 

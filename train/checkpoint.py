@@ -23,7 +23,7 @@ from pathlib import Path
 
 import jax
 
-from arch import lm
+from arch import arrays, lm
 from train import workdir
 
 FOLDER, DAMAGED, SEAL = "checkpoints", "damaged", "seal"
@@ -242,9 +242,9 @@ def load_model(path, which="best"):
   step = whole[0] if which == "best" else max(whole)
   if len(whole) < len(steps(path)):
     say(f"{path}: the checkpoint of step {step} is used")
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
   target = {"params": params, "buffers": buffers}
-  return lm.fill(
+  return arrays.fill(
     model, **read(Path(path) / FOLDER / str(step), target, part=True)
   )
 

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-from arch.layers import closest
+from arch.config import closest
 from train import cache, files
 
 SPLITS = ("train", "valid", "test")

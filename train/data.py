@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from arch.layers import closest
+from arch.config import closest
 from arch.lm import configure
 from train import cache, corpus, tasks, tokenizer
 from train.corpus import Progress, Split

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arch import lm
+from arch import arrays
 from train import checkpoint, progress, tokenizer, workdir
 from train import data as data_lib
 from train.sharding import Sharding, apart
@@ -67,7 +67,7 @@ class Scorer:
     self._compiled = {0: jax.jit(self._sums), 1: jax.jit(one)}
 
   def _sums(self, params, buffers, batch):
-    model = lm.fill(self.model, params, buffers)
+    model = arrays.fill(self.model, params, buffers)
     x, _, _ = model.features(batch["tokens"], batch["reset"])
     return sums(model, x, batch)
 
@@ -124,11 +124,11 @@ def whole(
   if text.is_task:
     raise ValueError(f"{text.name} is a task: a stream needs text")
   model = checkpoint.load_model(run, which)
-  graph, weights = lm.split(model)
+  graph, weights = arrays.split(model)
 
   @functools.partial(jax.jit, donate_argnums=1)
   def add(weights, state, batch):
-    model = lm.join(graph, weights)
+    model = arrays.join(graph, weights)
     x, state, _ = model.features(batch["tokens"], batch["reset"], state)
     return sums(model, x, batch), state
 
@@ -137,7 +137,7 @@ def whole(
   parts = text.windows(split, window or chunk, batch=1)
   for part in progress.bar(parts, f"{text.name} {split}", unit="chunk"):
     if window or state is None:
-      state = lm.fresh(graph, weights, 1, context)
+      state = arrays.init_state(graph, weights, 1, context)
     found, state = add(weights, state, part)
     total += np.asarray(found, np.float64)
   return Score(*total.tolist(), parts.bytes), text, window

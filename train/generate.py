@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arch import lm
+from arch import arrays
 from train import checkpoint, tokenizer
 
 
@@ -65,13 +65,13 @@ def stream(
     raise ValueError(f"--seed={seed} must be from 0 to 2**32 - 1")
   tokens = tokenizer.of_run(workdir)
   model = checkpoint.load_model(workdir, which)
-  graph, weights = lm.split(model)
+  graph, weights = arrays.split(model)
   blank = jnp.asarray(tokens.blank, jnp.int32)
   known = math.inf if model.positions is None else len(model.positions[...])
 
   @functools.partial(jax.jit, donate_argnums=1)
   def run(weights, state, text, reset):
-    logits, state = lm.join(graph, weights)(text, reset, state)
+    logits, state = arrays.join(graph, weights)(text, reset, state)
     return logits[:, -1], state
 
   @jax.jit
@@ -83,7 +83,7 @@ def stream(
   start = tokens.vocab
   text = np.concatenate([[start], tokens.encode(prompt)]).astype(np.int32)
   reset = np.arange(len(text)) == 0
-  state = lm.fresh(graph, weights, 1)
+  state = arrays.init_state(graph, weights, 1)
   logits, state = run(weights, state, text[None], reset[None])
   written = step = 0
   later = jnp.zeros((1, 1), bool)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from arch import lm
+from arch import arrays
 from train import checkpoint, progress, tokenizer
 from train import metrics as metrics_lib
 from train.evaluate import Score, Scorer
@@ -179,7 +179,7 @@ def taken(path, state, data) -> dict:
         f"--init={path} was trained on symbols of another tokeniser than "
         f"{data.name} has here"
       )
-  found = lm.pure(checkpoint.load_model(path))
+  found = arrays.pure(checkpoint.load_model(path))
   found = dict(zip(("params", "buffers"), found, strict=True))
   saved = checkpoint.shapes(found)
   fresh = checkpoint.shapes({k: state[k] for k in found})

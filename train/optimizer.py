@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from arch.layers import closest
+from arch.config import closest
 
 OPTIMIZERS = ("adamw", "muon")
 SCHEDULES = ("cosine", "wsd")

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import jax
 import ml_collections
 
-from arch import lm
-from arch.layers import closest
+from arch import arrays, lm
+from arch.config import closest
 
 STEP, TOLERANCE = 8, 0.01
 WIDEST = 16_384
@@ -41,7 +41,7 @@ def put(cfg, path: str, value):
 
 
 def parameters(cfg) -> int:
-  params, _ = lm.pure(lm.abstract(cfg.model))
+  params, _ = arrays.pure(lm.abstract(cfg.model))
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from arch import lm
+from arch import arrays, lm
 from train import optimizer
 from train.sharding import apart
 
@@ -45,7 +45,7 @@ class Step:
   def __init__(self, cfg):
     self.cfg = cfg
     self.model = lm.abstract(cfg.model)
-    self.optimizer = optimizer.make(cfg.train, lm.roles(self.model))
+    self.optimizer = optimizer.make(cfg.train, arrays.roles(self.model))
     self.share = optimizer.schedule(cfg.train)
     self.train = Compiled(self._train, donate_argnums=0)
     self._inits = jax.jit(self._init), jax.jit(jax.vmap(self._init))
@@ -56,8 +56,8 @@ class Step:
     return self._inits[seed.ndim](seed, lr)
 
   def _init(self, seed, lr):
-    model = lm.build(self.cfg.model, rngs=lm.rngs(seed))
-    params, buffers = lm.pure(model)
+    model = lm.build(self.cfg.model, rngs=arrays.rngs(seed))
+    params, buffers = arrays.pure(model)
     return {
       "params": params,
       "buffers": buffers,
@@ -106,7 +106,7 @@ class Step:
     """Loss and aux of the whole batch and their gradient, M parts at a time."""
 
     def objective(params, part, key):
-      model = lm.fill(self.model, params, state["buffers"])
+      model = arrays.fill(self.model, params, state["buffers"])
       loss, aux = model.loss(**part, key=key)
       return loss + aux["loss"], (loss, aux)
 

@@ -30,13 +30,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers, rows, target
+from arch import config, rows, target
 from arch.channels import swiglu
-from arch.layers import Buffer, Matrix, fan_in, product
+from arch.product import product
+from arch.roles import Buffer, Matrix
+from arch.starts import fan_in
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """Raises ValueError for sizes below 1, top > experts, an unknown score.
 
   Attributes:
@@ -64,7 +66,7 @@ class Config(layers.Config):
   shared_gate: bool = False
 
   def __post_init__(self):
-    self.positive("experts", "top", "scale", width="hidden")
+    self.positive("experts", "top", "scale", width="W")
     if self.top > self.experts:
       raise ValueError(
         f"channel experts: top={self.top} of experts={self.experts}"
@@ -79,7 +81,8 @@ class Config(layers.Config):
     self.among("score", ("sigmoid", "softmax"))
 
   @property
-  def hidden(self) -> int:
+  def W(self) -> int:
+    """hidden units of an expert"""
     if self.width is not None:
       return self.width
     parts = self.top if self.shared == 0 else self.top + 1
@@ -87,13 +90,13 @@ class Config(layers.Config):
 
   @property
   def shared_hidden(self) -> int:
-    return self.hidden if self.shared is None else self.shared
+    return self.W if self.shared is None else self.shared
 
 
 class Channel(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, E, W = cfg.dim, cfg.experts, cfg.hidden
+    D, E, W = cfg.dim, cfg.experts, cfg.W
 
     def stack(init, *shape):
       keys = jax.random.split(rngs.params(), E)

@@ -13,11 +13,11 @@ import math
 import jax
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, starts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """Raises ValueError for a width below 1.
 
   Attributes:
@@ -29,10 +29,11 @@ class Config(layers.Config):
   bias: bool = False
 
   def __post_init__(self):
-    self.positive(width="hidden")
+    self.positive(width="W")
 
   @property
-  def hidden(self) -> int:
+  def W(self) -> int:
+    """hidden units"""
     return 4 * self.dim if self.width is None else self.width
 
 
@@ -42,9 +43,9 @@ class Channel(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
-    self.up = layers.Linear(cfg.dim, cfg.hidden, **kw)
-    small = layers.fan_in(1 / math.sqrt(2 * cfg.depth))
-    self.down = layers.Linear(cfg.hidden, cfg.dim, init=small, **kw)
+    self.up = layers.Linear(cfg.dim, cfg.W, **kw)
+    small = starts.fan_in(1 / math.sqrt(2 * cfg.depth))
+    self.down = layers.Linear(cfg.W, cfg.dim, init=small, **kw)
 
   def init_state(self, batch, length=None):
     return {}

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import layers, roles
 from arch.channels import gelu, relu2
 
 
@@ -37,15 +37,15 @@ class Config(gelu.Config):
 class Channel(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, W = cfg.dim, cfg.hidden
+    D, W = cfg.dim, cfg.W
     kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
     zeros, orthogonal = nnx.initializers.zeros, nnx.initializers.orthogonal()
     power = (1 - layer / cfg.depth) ** (3 if cfg.receptance else 4)
-    self.mix = layers.Vector(1 - (jnp.arange(D) / D) ** power)
+    self.mix = roles.Vector(1 - (jnp.arange(D) / D) ** power)
     self.up = layers.Linear(D, W, init=orthogonal, **kw)
     self.down = layers.Linear(W, D, init=zeros, **kw)
     if cfg.receptance:
-      self.mix_r = layers.Vector(self.mix[...])
+      self.mix_r = roles.Vector(self.mix[...])
       self.receptance = layers.Linear(D, D, init=zeros, **kw)
 
   def init_state(self, batch, length=None):

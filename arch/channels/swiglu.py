@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.layers import Matrix, Vector, along, fan_in
+from arch import config, layers
+from arch.layers import along
+from arch.roles import Matrix, Vector
+from arch.starts import fan_in
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """Raises ValueError for a width below 1.
 
   Attributes:
@@ -30,10 +32,11 @@ class Config(layers.Config):
   bias: bool = False
 
   def __post_init__(self):
-    self.positive(width="hidden")
+    self.positive(width="W")
 
   @property
-  def hidden(self) -> int:
+  def W(self) -> int:
+    """hidden units"""
     if self.width is not None:
       return self.width
     return max(8, 8 * round(self.dim / 3))
@@ -48,7 +51,7 @@ class Own(nnx.Module):
   def __init__(self, cfg, rank, *, rngs):
     kw = dict(dtype=cfg.compute, rngs=rngs)
     self.down = layers.Linear(cfg.dim, rank, **kw)
-    self.up = layers.Linear(rank, 2 * cfg.hidden, **kw)
+    self.up = layers.Linear(rank, 2 * cfg.W, **kw)
 
   def __call__(self, x):
     return self.up(self.down(x))
@@ -59,7 +62,7 @@ class Channel(nnx.Module):
 
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, W = cfg.dim, cfg.hidden
+    D, W = cfg.dim, cfg.W
     small = fan_in(1 / math.sqrt(2 * cfg.depth))
     self.gate = Matrix(fan_in()(rngs.params(), (D, W)))
     self.up = Matrix(fan_in()(rngs.params(), (D, W)))

@@ -1,6 +1,6 @@
 """Softmax attention as in Transformer++: grouped queries, rotary positions.
 
-  q, k, v (, z) = x W;  q, k = rotary(norm(q)), rotary(norm(k))
+  q, k, v (, z) = x W;  q, k = layers.rotary(norm(q)), layers.rotary(norm(k))
   y_t = sum_s softmax_s(q_t . k_s / sqrt(K)) v_s  over the keys that t can see
   out = (y (sigmoid(z))) W_out
 
@@ -25,8 +25,8 @@ What token t can see, itself included and only inside its document:
 The two agree as long as no more than L tokens were read. A call without a
 state returns a ring of L = window or cfg.length.
 
-The state is that ring (arch/ring.py) of keys, turned to their positions, and
-values.
+The state is that ring (recurrence/ring.py) of keys, turned to their positions,
+and values.
 
 B batch  T time  D width  H heads  G groups  R heads a group  K head width
 L ring length
@@ -40,12 +40,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import layers, ring
-from arch.attend import attend, read, rotary
+from arch import config, layers, starts
+from arch.recurrence import ring
+from arch.recurrence.attend import attend, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """Raises ValueError for widths that do not divide.
 
   Attributes:
@@ -97,11 +98,12 @@ class Config(layers.Config):
         raise ValueError(f"attention: {name}={getattr(self, name)} is negative")
     self.positive("scale", "std", "eps")
     self.among("norm", layers.NORMS)
-    if self.query_heads and self.kv_heads:
-      self.divide("query_heads", "kv_heads")
+    if self.H and self.kv_heads:
+      self.divide("H", "kv_heads")
 
   @property
-  def query_heads(self):
+  def H(self):
+    """heads"""
     return self.heads or self.divide("dim", "head")
 
   @property
@@ -114,14 +116,15 @@ class Config(layers.Config):
     return int(self.rotary * self.head)
 
   @property
-  def groups(self):
-    return self.kv_heads or self.query_heads
+  def G(self):
+    """key heads"""
+    return self.kv_heads or self.H
 
   def starts(self):
     """What W and W_out start from."""
     if self.std is not None:
       return (nnx.initializers.normal(self.std),) * 2
-    return layers.fan_in(), layers.fan_in(1 / math.sqrt(2 * self.depth))
+    return starts.fan_in(), starts.fan_in(1 / math.sqrt(2 * self.depth))
 
 
 class Own(nnx.Module):
@@ -131,7 +134,7 @@ class Own(nnx.Module):
   """
 
   def __init__(self, cfg, rank, *, rngs):
-    H, G, K = cfg.query_heads, cfg.groups, cfg.head
+    H, G, K = cfg.H, cfg.G, cfg.head
     kw = dict(dtype=cfg.compute, rngs=rngs, init=cfg.starts()[0])
     widths = {"q": H * K, "k": G * K, "v": G * K}
     if cfg.gate:
@@ -150,7 +153,7 @@ class Own(nnx.Module):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    H, G, K = cfg.query_heads, cfg.groups, cfg.head
+    H, G, K = cfg.H, cfg.G, cfg.head
     kw = dict(dtype=cfg.compute, rngs=rngs)
     first, last = cfg.starts()
     D, wide = cfg.seen, ((1 + cfg.gate) * H + 2 * G) * K
@@ -166,14 +169,14 @@ class Mixer(nnx.Module):
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
-    thing = cfg.groups, cfg.head, cfg.compute
+    thing = cfg.G, cfg.head, cfg.compute
     L = cfg.window or length or cfg.length
     return ring.fresh(batch, L, key=thing, value=thing)
 
   def __call__(self, x, reset, state, own=None):
     cfg = self.cfg
     B, T, _ = x.shape
-    H, G, K = cfg.query_heads, cfg.groups, cfg.head
+    H, G, K = cfg.H, cfg.G, cfg.head
     ends = np.cumsum((H * K, G * K, G * K))
     wide = self.qkv(x) if own is None else self.qkv(x) + own(x)
     q, k, v, z = jnp.split(wide, ends, -1)
@@ -202,8 +205,8 @@ class Mixer(nnx.Module):
     if R == 0:
       return x
     if R == K:
-      return rotary(x, position, self.cfg.base)
-    turned = rotary(x[..., :R], position, self.cfg.base)
+      return layers.rotary(x, position, self.cfg.base)
+    turned = layers.rotary(x[..., :R], position, self.cfg.base)
     return jnp.concatenate([turned, x[..., R:]], -1)
 
   def beside(self, x):

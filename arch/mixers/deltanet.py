@@ -22,13 +22,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.mixers.gated_deltanet import unit
+from arch import config, layers
 from arch.recurrence import delta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, which divides dim.
@@ -47,7 +46,8 @@ class Config(layers.Config):
     self.divide("dim", "head")
 
   @property
-  def heads(self):
+  def H(self):
+    """heads"""
     return self.dim // self.head
 
 
@@ -58,24 +58,24 @@ class Mixer(nnx.Module):
     init = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     self.qkv = layers.Linear(D, 3 * D, **kw)
-    self.beta = layers.Linear(D, cfg.heads, **kw)
+    self.beta = layers.Linear(D, cfg.H, **kw)
     self.conv = layers.ShortConv(3 * D, cfg.conv, bias=False, **kw)
     self.norm = layers.RMSNorm(cfg.head, eps=cfg.eps)
     self.out_proj = layers.Linear(D, D, **kw)
 
   def init_state(self, batch, length=None):
-    shape = (batch, self.cfg.heads, self.cfg.head, self.cfg.head)
+    shape = (batch, self.cfg.H, self.cfg.head, self.cfg.head)
     return {"conv": self.conv.init_state(batch), "S": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
     B, T, D = u.shape
-    H, K = self.cfg.heads, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     state = state or {"conv": None, "S": None}
 
     qkv, conv = self.conv(self.qkv(u), reset, state["conv"])
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
     q, k, v = (qkv[:, :, i] for i in range(3))
-    q, k = unit(q) * K**-0.5, unit(k)
+    q, k = layers.unit(q) * K**-0.5, layers.unit(k)
     beta = jax.nn.sigmoid(self.beta(u).astype(jnp.float32))
     beta *= 1 + self.cfg.neg_eigval
     q, write, k = (t.astype(v.dtype) for t in (q, k * beta[..., None], k))

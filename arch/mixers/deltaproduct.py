@@ -28,9 +28,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import layers, roles, starts
 from arch.mixers import gated_deltanet
-from arch.mixers.mamba import dt_bias
 from arch.recurrence import delta
 
 
@@ -63,8 +62,8 @@ class Mixer(gated_deltanet.Mixer):
     self.gates = layers.Linear(cfg.dim, (n + cfg.decay) * H, **kw)
     self.conv = layers.ShortConv(inner, cfg.conv, bias=False, **kw)
     if cfg.decay:
-      self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-      self.A_log = layers.Gate(gated_deltanet.decay_rate(rngs.params(), (H,)))
+      self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
+      self.A_log = roles.Gate(starts.decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=cfg.eps)
     self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
 
@@ -72,12 +71,12 @@ class Mixer(gated_deltanet.Mixer):
     if self.cfg.decay:
       return super().gate(u)
     b = self.gates(u).astype(jnp.float32)
-    none = jnp.zeros((*u.shape[:2], self.cfg.count))
+    none = jnp.zeros((*u.shape[:2], self.cfg.H))
     return (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b), none
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
-    H, n = self.cfg.count, self.steps
+    H, n = self.cfg.H, self.steps
     state = state or {"conv": None, "S": None}
 
     def at(step, x):
@@ -96,4 +95,4 @@ class Mixer(gated_deltanet.Mixer):
     if reset is not None:
       reset = at(0, reset)
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
-    return self.read(o[:, n - 1 :: n], z), {"conv": conv, "S": S}
+    return self.output(o[:, n - 1 :: n], z), {"conv": conv, "S": S}

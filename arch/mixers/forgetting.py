@@ -23,7 +23,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from arch import layers
+from arch import layers, roles
 from arch.mixers import attention
 
 
@@ -39,18 +39,18 @@ class Mixer(attention.Mixer):
     super().__init__(cfg, layer=layer, rngs=rngs)
     first, _ = cfg.starts()
     self.forget = layers.Linear(
-      cfg.seen, cfg.query_heads, dtype=cfg.compute, rngs=rngs, init=first
+      cfg.seen, cfg.H, dtype=cfg.compute, rngs=rngs, init=first
     )
-    self.forget_bias = layers.Gate(jnp.zeros(cfg.query_heads))
+    self.forget_bias = roles.Gate(jnp.zeros(cfg.H))
 
   def init_state(self, batch, length=None):
     state = super().init_state(batch, length)
     G, L = state["value"].shape[1:3]
-    level = jnp.zeros((batch, G, L, self.cfg.query_heads // G))
+    level = jnp.zeros((batch, G, L, self.cfg.H // G))
     return state | {"level": level}
 
   def beside(self, x):
     B, T, _ = x.shape
     f = self.forget(x).astype(jnp.float32) + self.forget_bias[...][None, None]
     level = jnp.cumsum(jax.nn.log_sigmoid(f), 1)
-    return {"level": level.reshape(B, T, self.cfg.groups, -1)}
+    return {"level": level.reshape(B, T, self.cfg.G, -1)}

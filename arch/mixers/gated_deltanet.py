@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.mixers.mamba import dt_bias
+from arch import config, layers, roles, starts
 from arch.recurrence import delta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head's query and key.
@@ -51,30 +50,20 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    self.positive("head", "expand", "conv", heads="count")
-    self.divide("count", "key_count")
+    self.positive("head", "expand", "conv", heads="H")
+    self.divide("H", "G")
 
   @property
-  def count(self):
+  def H(self):
+    """heads"""
     if self.heads is not None:
       return self.heads
     return max(1, round(0.75 * self.dim / self.head))
 
   @property
-  def key_count(self):
-    return self.count if self.key_heads is None else self.key_heads
-
-
-def decay_rate(key, shape):
-  """exp(A_log) is uniform in (0, 16]."""
-  # 1 - uniform is in (0, 1]: no logarithm of 0
-  return jnp.log(16 * (1 - jax.random.uniform(key, shape)))
-
-
-def unit(x):
-  """x / sqrt(|x|^2 + 1e-6) over the last axis, in float32."""
-  K = x.shape[-1]
-  return layers.normalise(x, 1e-6 / K) * K**-0.5
+  def G(self):
+    """key heads"""
+    return self.H if self.key_heads is None else self.key_heads
 
 
 class Mixer(nnx.Module):
@@ -83,21 +72,21 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     H, G, K, V = self.sizes
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=starts.uniform_fan_in())
     self.in_proj = layers.Linear(cfg.dim, 2 * G * K + 2 * H * V, **kw)
     self.gates = layers.Linear(cfg.dim, 2 * H, **kw)
     self.conv = layers.ShortConv(
       2 * G * K + H * V, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
     )
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    self.A_log = layers.Gate(decay_rate(rngs.params(), (H,)))
+    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
+    self.A_log = roles.Gate(starts.decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=cfg.eps)
     self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
 
   @property
   def sizes(self):
     cfg = self.cfg
-    return cfg.count, cfg.key_count, cfg.head, cfg.expand * cfg.head
+    return cfg.H, cfg.G, cfg.head, cfg.expand * cfg.head
 
   def init_state(self, batch, length=None):
     H, _, K, V = self.sizes
@@ -113,7 +102,7 @@ class Mixer(nnx.Module):
     erase = k * jnp.exp(log_alpha)[..., None]
     q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
-    return self.read(o, z), {"conv": conv, "S": S}
+    return self.output(o, z), {"conv": conv, "S": S}
 
   def project(self, u, reset, conv):
     """Unit q and k, and v, a head each, z, and the next state of the taps.
@@ -126,20 +115,20 @@ class Mixer(nnx.Module):
     qkv, z = jnp.split(self.in_proj(u), (inner,), -1)
     qkv, conv = self.conv(qkv, reset, conv)
     q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, (1 + n) * G * K), -1)
-    q, k = (unit(t.reshape(u.shape[0], -1, G, K)) for t in (q, k))
+    q, k = (layers.unit(t.reshape(u.shape[0], -1, G, K)) for t in (q, k))
     q, k = (jnp.repeat(t, H // G, 2) for t in (q, k))
     return q, k, v.reshape(u.shape[0], -1, H, V), z, conv
 
   def gate(self, u):
     """beta and the log of alpha, in float32, the latter B T H."""
-    H = self.cfg.count
+    H = self.cfg.H
     ba = self.gates(u).astype(jnp.float32)
     b, a = ba[..., :-H], ba[..., -H:]
     a = jax.nn.softplus(a + self.dt_bias[...][None, None])
     log_alpha = -jnp.exp(self.A_log[...])[None, None] * a
     return (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b), log_alpha
 
-  def read(self, o, z):
+  def output(self, o, z):
     """What the heads answer, normalised and gated."""
     o = self.norm(o.astype(jnp.float32)).reshape(z.shape)
     return self.out_proj(o * jax.nn.silu(z.astype(jnp.float32)))

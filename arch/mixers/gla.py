@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles, starts
 from arch.recurrence import gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     heads: H.
@@ -46,11 +46,13 @@ class Config(layers.Config):
       )
 
   @property
-  def key(self):
+  def K(self):
+    """key width"""
     return self.dim // (2 * self.heads)
 
   @property
-  def value(self):
+  def V(self):
+    """value width"""
     return self.dim // self.heads
 
 
@@ -60,24 +62,24 @@ class Mixer(nnx.Module):
     D, R = cfg.dim, cfg.rank
     HK = D // 2
     kw = dict(dtype=cfg.compute, rngs=rngs)
-    small, uniform = layers.xavier_uniform(2**-2.5), layers.uniform_fan_in()
+    small, uniform = starts.xavier_uniform(2**-2.5), starts.uniform_fan_in()
     parts = (small, HK), (small, HK), (small, R), (uniform, D), (uniform, D)
-    init = layers.columns(*parts)
+    init = starts.columns(*parts)
     self.in_proj = layers.Linear(D, 2 * HK + R + 2 * D, init=init, **kw)
     self.gate = layers.Linear(R, HK, init=small, **kw)
     bias = jax.random.uniform(rngs.params(), (HK,), minval=-1, maxval=1)
-    self.gate_bias = layers.Gate(bias * R**-0.5)
-    self.norm = layers.RMSNorm(cfg.value, eps=cfg.eps)
+    self.gate_bias = roles.Gate(bias * R**-0.5)
+    self.norm = layers.RMSNorm(cfg.V, eps=cfg.eps)
     self.out_proj = layers.Linear(D, D, init=uniform, **kw)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
-    return jnp.zeros((batch, cfg.heads, cfg.key, cfg.value))
+    return jnp.zeros((batch, cfg.heads, cfg.K, cfg.V))
 
   def __call__(self, u, reset, state):
     cfg = self.cfg
     B, T, D = u.shape
-    H, K, V = cfg.heads, cfg.key, cfg.value
+    H, K, V = cfg.heads, cfg.K, cfg.V
     R, HK = cfg.rank, H * K
 
     cuts = (HK, 2 * HK, 2 * HK + R, 2 * HK + R + D)

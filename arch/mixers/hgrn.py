@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles
 from arch.recurrence import diagonal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     expand: E over dim.
@@ -40,7 +40,8 @@ class Config(layers.Config):
     self.positive("expand")
 
   @property
-  def inner(self):
+  def E(self):
+    """inner width"""
     return self.expand * self.dim
 
 
@@ -48,7 +49,7 @@ class Shared(nnx.Module):
   """The lower bounds of all layers; of one, E numbers in [0, 1)."""
 
   def __init__(self, cfg, *, rngs):
-    self.bounds = layers.Gate(jnp.zeros((cfg.depth, cfg.inner)))
+    self.bounds = roles.Gate(jnp.zeros((cfg.depth, cfg.E)))
 
   def __call__(self, layer):
     share = jax.nn.softmax(self.bounds[...], 0)
@@ -61,7 +62,7 @@ class Shared(nnx.Module):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, E = cfg.dim, cfg.inner
+    D, E = cfg.dim, cfg.E
     init = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     self.in_proj = layers.Linear(D, 3 * E, **kw)  # i, f, g
@@ -69,7 +70,7 @@ class Mixer(nnx.Module):
     self.out_proj = layers.Linear(E, D, **kw)
 
   def init_state(self, batch, length=None):
-    return jnp.zeros((batch, self.cfg.inner))
+    return jnp.zeros((batch, self.cfg.E))
 
   def __call__(self, x, reset, state, shared):
     i, f, g = jnp.split(self.in_proj(x).astype(jnp.float32), 3, -1)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers
 from arch.mixers import hgrn
 from arch.recurrence import gated
 
@@ -27,7 +27,7 @@ Shared = hgrn.Shared
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head's query, gate and value.
@@ -41,12 +41,13 @@ class Config(layers.Config):
     self.divide("dim", "head")
 
   @property
-  def inner(self):
-    """Bounds a layer, which Shared asks for."""
+  def E(self):
+    """bounds of a layer"""
     return self.dim
 
   @property
-  def heads(self):
+  def H(self):
+    """heads"""
     return self.divide("dim", "head")
 
 
@@ -61,7 +62,7 @@ class Mixer(nnx.Module):
     self.out_proj = layers.Linear(D, D, **kw)
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.heads, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     return jnp.zeros((batch, H, K, K))
 
   def __call__(self, x, reset, state, shared):

@@ -22,14 +22,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.mixers.gated_deltanet import unit
-from arch.mixers.mamba import dt_bias
+from arch import config, layers, roles, starts
 from arch.recurrence import delta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head's query, key and value.
@@ -44,10 +42,11 @@ class Config(layers.Config):
   eps: float = 1e-5
 
   def __post_init__(self):
-    self.positive("head", "conv", heads="count")
+    self.positive("head", "conv", heads="H")
 
   @property
-  def count(self):
+  def H(self):
+    """heads"""
     if self.heads is not None:
       return self.heads
     return max(1, round(self.dim / self.head))
@@ -56,7 +55,7 @@ class Config(layers.Config):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    H, K = cfg.count, cfg.head
+    H, K = cfg.H, cfg.head
     init = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     self.qkv = layers.Linear(cfg.dim, 3 * H * K, **kw)
@@ -64,27 +63,27 @@ class Mixer(nnx.Module):
     self.decay_proj = layers.Linear(K, H * K, **kw)
     self.gate_proj = layers.Linear(K, H * K, **kw)
     self.conv = layers.ShortConv(3 * H * K, cfg.conv, bias=False, **kw)
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H * K,)))
-    self.A_log = layers.Gate(
+    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H * K,)))
+    self.A_log = roles.Gate(
       jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1, maxval=16))
     )
     self.norm = layers.RMSNorm(K, eps=cfg.eps)
     self.out_proj = layers.Linear(H * K, cfg.dim, **kw)
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.count, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     conv = self.conv.init_state(batch)
     return {"conv": conv, "S": jnp.zeros((batch, H, K, K))}
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
-    H, K = self.cfg.count, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     state = state or {"conv": None, "S": None}
 
     qkv, conv = self.conv(self.qkv(u), reset, state["conv"])
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
     q, k, v = (qkv[:, :, i] for i in range(3))
-    q, k = unit(q) * K**-0.5, unit(k)
+    q, k = layers.unit(q) * K**-0.5, layers.unit(k)
     b, f, r = jnp.split(self.low(u), (H, H + K), -1)
     beta = jax.nn.sigmoid(b.astype(jnp.float32))
     f = self.decay_proj(f).astype(jnp.float32)

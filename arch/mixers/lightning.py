@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles
 from arch.recurrence import gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head's query, key and value.
@@ -45,7 +45,8 @@ class Config(layers.Config):
       self.positive("heads", "head")
 
   @property
-  def count(self):
+  def H(self):
+    """heads"""
     return self.heads or self.divide("dim", "head")
 
 
@@ -60,20 +61,20 @@ def slopes(heads, layer, depth):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, E = cfg.dim, cfg.count * cfg.head
+    D, E = cfg.dim, cfg.H * cfg.head
     kw = dict(dtype=cfg.compute, rngs=rngs, init=nnx.initializers.normal(0.02))
     self.in_proj = layers.Linear(D, 4 * E, **kw)
-    self.slopes = layers.Buffer(slopes(cfg.count, layer, cfg.depth))
+    self.slopes = roles.Buffer(slopes(cfg.H, layer, cfg.depth))
     self.norm = layers.RMSNorm(E, eps=cfg.eps)
     self.out_proj = layers.Linear(E, D, **kw)
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.count, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     return jnp.zeros((batch, H, K, K))
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
-    H, K = self.cfg.count, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     qkv, z = jnp.split(self.in_proj(u), (3 * H * K,), -1)
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
     q, k, v = (qkv[:, :, i] for i in range(3))

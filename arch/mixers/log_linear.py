@@ -19,15 +19,12 @@ B batch  T time  D width  H heads  K key width  V value width  L levels
 """
 
 import dataclasses
-import math
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import layers, roles, starts
 from arch.mixers import gated_deltanet
-from arch.mixers.mamba import dt_bias
 from arch.recurrence import log_linear
 
 
@@ -46,29 +43,8 @@ class Config(gated_deltanet.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    check(self)
-
-
-def check(cfg):
-  cfg.power_of_two("chunk")
-  if cfg.levels is not None and cfg.levels < 2:
-    raise ValueError(f"{cfg.where}: levels={cfg.levels} must be at least 2")
-
-
-class Levels(nnx.Module):
-  """softplus(L l), l = u W: B T H L in float32."""
-
-  def __init__(self, cfg, heads, *, rngs):
-    levels = cfg.levels or max(2, math.ceil(math.log2(cfg.length)) + 1)
-    init = nnx.initializers.normal(cfg.deviation)
-    self.proj = layers.Linear(
-      cfg.dim, heads * levels, dtype=cfg.compute, rngs=rngs, init=init
-    )
-    self.L = layers.Gate(jnp.ones((heads, levels)))
-
-  def __call__(self, u):
-    x = self.proj(u).astype(jnp.float32).reshape(*u.shape[:2], *self.L.shape)
-    return jax.nn.softplus(self.L[...][None, None] * x)
+    self.power_of_two("chunk")
+    self.at_least(levels=2)
 
 
 class Mixer(gated_deltanet.Mixer):
@@ -80,12 +56,12 @@ class Mixer(gated_deltanet.Mixer):
     inner = 2 * G * K + H * V
     self.in_proj = layers.Linear(cfg.dim, inner + H * V, init=normal, **kw)
     self.gates = layers.Linear(cfg.dim, 2 * H, init=normal, **kw)
-    self.levels = Levels(cfg, H, rngs=rngs)
+    self.levels = layers.Levels(cfg, H, rngs=rngs)
     self.conv = layers.ShortConv(inner, cfg.conv, init=normal, bias=False, **kw)
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    self.A_log = layers.Gate(gated_deltanet.decay_rate(rngs.params(), (H,)))
+    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
+    self.A_log = roles.Gate(starts.decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=cfg.eps)
-    residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
+    residual = starts.uniform_fan_in((2 * cfg.depth) ** -0.5)
     self.out_proj = layers.Linear(H * V, cfg.dim, init=residual, **kw)
 
   def init_state(self, batch, length=None):
@@ -115,4 +91,4 @@ class Mixer(gated_deltanet.Mixer):
       (state["S"], state["count"]),
       chunk=self.cfg.chunk,
     )
-    return self.read(o, z), {"conv": conv, "S": S, "count": count}
+    return self.output(o, z), {"conv": conv, "S": S, "count": count}

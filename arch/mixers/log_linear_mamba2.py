@@ -23,10 +23,8 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import layers, roles, starts
 from arch.mixers import mamba2
-from arch.mixers.log_linear import Levels, check
-from arch.mixers.mamba import dt_bias
 from arch.recurrence import log_linear
 
 
@@ -45,23 +43,24 @@ class Config(mamba2.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    check(self)
+    self.power_of_two("chunk")
+    self.at_least(levels=2)
 
 
 class Mixer(mamba2.Mixer):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    E, H, GN = cfg.inner, cfg.heads, cfg.groups * cfg.state
+    E, H, GN = cfg.E, cfg.H, cfg.groups * cfg.state
     normal = nnx.initializers.normal(cfg.deviation)
     kw = dict(dtype=cfg.compute, rngs=rngs)
     self.in_proj = layers.Linear(cfg.dim, 2 * E + 2 * GN + H, init=normal, **kw)
-    self.levels = Levels(cfg, H, rngs=rngs)
+    self.levels = layers.Levels(cfg, H, rngs=rngs)
     self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, init=normal, **kw)
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    self.A_log = layers.Gate(jnp.log(jnp.arange(1.0, H + 1)))
-    self.D = layers.Gate(jnp.ones(H))
-    self.norm = layers.Vector(jnp.ones(E))
-    residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
+    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
+    self.A_log = roles.Gate(jnp.log(jnp.arange(1.0, H + 1)))
+    self.D = roles.Gate(jnp.ones(H))
+    self.norm = roles.Vector(jnp.ones(E))
+    residual = starts.uniform_fan_in((2 * cfg.depth) ** -0.5)
     self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
 
   def init_state(self, batch, length=None):
@@ -69,7 +68,7 @@ class Mixer(mamba2.Mixer):
     N = self.levels.L.shape[1] - 1
     return {
       "conv": self.conv.init_state(batch),
-      "ssm": jnp.zeros((batch, cfg.heads, cfg.state, N, cfg.head)),
+      "ssm": jnp.zeros((batch, cfg.H, cfg.state, N, cfg.head)),
       "count": jnp.zeros(batch, jnp.int32),
     }
 
@@ -83,5 +82,5 @@ class Mixer(mamba2.Mixer):
       state=(state["ssm"], state["count"]),
       chunk=self.cfg.chunk,
     )
-    y = self.read(y, x, z, groups=1)
+    y = self.output(y, x, z, groups=1)
     return y, {"conv": conv, "ssm": ssm, "count": count}

@@ -22,12 +22,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles
 from arch.recurrence import diagonal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     state: N, complex numbers; None for dim.
@@ -42,7 +42,7 @@ class Config(layers.Config):
   max_phase: float = 6.28
 
   def __post_init__(self):
-    self.positive(state="hidden")
+    self.positive(state="N")
     if not 0 <= self.r_min < self.r_max <= 1:
       raise ValueError(
         f"lru: r_min={self.r_min} and r_max={self.r_max} must be "
@@ -54,7 +54,8 @@ class Config(layers.Config):
       )
 
   @property
-  def hidden(self):
+  def N(self):
+    """states"""
     return self.dim if self.state is None else self.state
 
 
@@ -66,7 +67,7 @@ def ring(rngs, cfg):
   """nu_log, theta_log and gamma_log of lambda uniform on the ring."""
   # above 0 and below 1: both ends would be logarithms of 0
   tiny = jnp.finfo(jnp.float32).tiny
-  u, phase = jax.random.uniform(rngs.params(), (2, cfg.hidden), minval=tiny)
+  u, phase = jax.random.uniform(rngs.params(), (2, cfg.N), minval=tiny)
   power = cfg.r_min**2 + u * (cfg.r_max**2 - cfg.r_min**2)  # |lambda|^2
   nu = -jnp.log(power) / 2
   gamma_log = jnp.log(-jnp.expm1(-2 * nu)) / 2
@@ -76,20 +77,20 @@ def ring(rngs, cfg):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, N = cfg.dim, cfg.hidden
+    D, N = cfg.dim, cfg.N
     nu_log, theta_log, gamma_log = ring(rngs, cfg)
-    self.nu_log = layers.Gate(nu_log)
-    self.theta_log = layers.Gate(theta_log)
-    self.gamma_log = layers.Gate(gamma_log)
+    self.nu_log = roles.Gate(nu_log)
+    self.theta_log = roles.Gate(theta_log)
+    self.gamma_log = roles.Gate(gamma_log)
     kw = dict(dtype=cfg.compute, rngs=rngs)
     # real parts, then imaginary ones; of W_C those are negated
     self.B = layers.Linear(D, 2 * N, init=normal(1 / (2 * D)), **kw)
     self.C = layers.Linear(2 * N, D, init=normal(1 / N), **kw)
-    self.D = layers.Gate(jax.random.normal(rngs.params(), (D,)))
+    self.D = roles.Gate(jax.random.normal(rngs.params(), (D,)))
     self.out_proj = layers.Linear(D, 2 * D, bias=True, **kw)
 
   def init_state(self, batch, length=None):
-    zero = jnp.zeros((batch, self.cfg.hidden))
+    zero = jnp.zeros((batch, self.cfg.N))
     return {"h": (zero, zero)}
 
   def __call__(self, u, reset, state):

@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles, starts
 from arch.recurrence import diagonal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     state: N, numbers a channel remembers.
@@ -52,32 +52,27 @@ class Config(layers.Config):
   negative: bool = False
 
   def __post_init__(self):
-    self.positive("state", "expand", "conv", rank="step_rank")
+    self.positive("state", "expand", "conv", rank="R")
     if self.norm is not None:
       self.among("norm", layers.NORMS)
 
   @property
-  def inner(self):
+  def E(self):
+    """inner width"""
     return self.expand * self.dim
 
   @property
-  def step_rank(self):
+  def R(self):
+    """rank of the step"""
     return math.ceil(self.dim / 16) if self.rank is None else self.rank
-
-
-def dt_bias(key, shape):
-  """softplus(dt_bias) is log-uniform in [1e-3, 1e-1]."""
-  low, high = math.log(1e-3), math.log(1e-1)
-  dt = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
-  return dt + jnp.log(-jnp.expm1(-dt))
 
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    E, N, R = cfg.inner, cfg.state, cfg.step_rank
+    E, N, R = cfg.E, cfg.state, cfg.R
     kw = dict(dtype=cfg.compute, rngs=rngs)
-    uniform = layers.uniform_fan_in()
+    uniform = starts.uniform_fan_in()
     self.in_proj = layers.Linear(cfg.dim, 2 * E, init=uniform, **kw)
     self.conv = layers.ShortConv(E, cfg.conv, **kw)
     self.x_proj = layers.Linear(E, R + 2 * N, init=uniform, **kw)
@@ -86,19 +81,19 @@ class Mixer(nnx.Module):
       for width in (R, N, N)
     )
     self.dt_proj = layers.Linear(R, E, init=uniform, **kw)
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (E,)))
+    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (E,)))
     A = jnp.broadcast_to(jnp.arange(1.0, N + 1)[None], (E, N))
-    self.A_log = layers.Gate(jnp.log(A))
-    self.D = layers.Gate(jnp.ones(E))
-    residual = layers.uniform_fan_in(cfg.depth**-0.5)
+    self.A_log = roles.Gate(jnp.log(A))
+    self.D = roles.Gate(jnp.ones(E))
+    residual = starts.uniform_fan_in(cfg.depth**-0.5)
     self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
 
   def init_state(self, batch, length=None):
-    shape = (batch, self.cfg.inner, self.cfg.state)
+    shape = (batch, self.cfg.E, self.cfg.state)
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
-    R, N = self.cfg.step_rank, self.cfg.state
+    R, N = self.cfg.R, self.cfg.state
     state = state or {"conv": None, "ssm": None}
 
     x, z = jnp.split(self.in_proj(u), 2, -1)

@@ -23,13 +23,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.mixers.mamba import dt_bias
+from arch import config, layers, roles, starts
 from arch.recurrence import gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     state: N, the rows of a head's state.
@@ -53,57 +52,59 @@ class Config(layers.Config):
     self.positive("state", "conv")
     if not 0 <= self.dt_limit[0] < self.dt_limit[1]:
       raise ValueError(f"mamba2: dt_limit={self.dt_limit} must be of 0 or more")
-    self.divide("heads", "groups")
+    self.divide("H", "groups")
 
   @property
-  def inner(self):
+  def E(self):
+    """inner width"""
     return self.expand * self.dim
 
   @property
-  def heads(self):
-    return self.divide("inner", "head")
+  def H(self):
+    """heads"""
+    return self.divide("E", "head")
 
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    E, H, GN = cfg.inner, cfg.heads, cfg.groups * cfg.state
+    E, H, GN = cfg.E, cfg.H, cfg.groups * cfg.state
     kw = dict(dtype=cfg.compute, rngs=rngs)
-    uniform = layers.uniform_fan_in()
+    uniform = starts.uniform_fan_in()
     self.in_proj = layers.Linear(
       cfg.dim, 2 * E + 2 * GN + H, init=uniform, **kw
     )
     self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, **kw)
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
-    self.A_log = layers.Gate(
+    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
+    self.A_log = roles.Gate(
       jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1, maxval=16))
     )
-    self.D = layers.Gate(jnp.ones(H))
-    self.norm = layers.Vector(jnp.ones(E))
-    residual = layers.uniform_fan_in(cfg.depth**-0.5)
+    self.D = roles.Gate(jnp.ones(H))
+    self.norm = roles.Vector(jnp.ones(E))
+    residual = starts.uniform_fan_in(cfg.depth**-0.5)
     self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
-    shape = (batch, cfg.heads, cfg.state, cfg.head)
+    shape = (batch, cfg.H, cfg.state, cfg.head)
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
     state = state or {"conv": None, "ssm": None}
     x, z, conv, reads = self.project(u, reset, state["conv"])
     y, ssm = gated.chunked(*reads, reset, state["ssm"])
-    y = self.read(y, x, z, self.cfg.groups)
+    y = self.output(y, x, z, self.cfg.groups)
     return y, {"conv": conv, "ssm": ssm}
 
   def project(self, u, reset, conv):
     """x: B T H P, z: B T E, the next state of the taps, and what a recurrence
     reads: C and B: B T G N, dt x: B T H P, and the log decay, B T H."""
     cfg = self.cfg
-    E, GN = cfg.inner, cfg.groups * cfg.state
+    E, GN = cfg.E, cfg.groups * cfg.state
     z, xbc, dt = jnp.split(self.in_proj(u), (E, 2 * E + 2 * GN), -1)
     xbc, conv = self.conv(xbc, reset, conv)
     x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
-    x = x.reshape(*u.shape[:2], cfg.heads, cfg.head)
+    x = x.reshape(*u.shape[:2], cfg.H, cfg.head)
     b, c = (t.reshape(*u.shape[:2], cfg.groups, cfg.state) for t in (b, c))
     dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]
     dt = jax.nn.softplus(dt)  # B T H
@@ -113,7 +114,7 @@ class Mixer(nnx.Module):
     v = x * dt[..., None].astype(x.dtype)
     return x, z, conv, (c, b, v, -jnp.exp(self.A_log[...])[None, None] * dt)
 
-  def read(self, y, x, z, groups):
+  def output(self, y, x, z, groups):
     """y with its skip, gated, normalised over each group's share of E."""
     x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
     y += self.D[...][None, None, :, None] * x

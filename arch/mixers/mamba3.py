@@ -35,13 +35,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.mixers.mamba import dt_bias
+from arch import config, layers, roles, starts
 from arch.recurrence import chunks, diagonal, gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     state: N, the rows of a head's state.
@@ -73,18 +72,21 @@ class Config(layers.Config):
       )
     if self.rank is not None and not 1 <= self.rank <= 64:
       raise ValueError(f"mamba3: rank={self.rank} must be between 1 and 64")
-    self.divide("heads", "groups")
+    self.divide("H", "groups")
 
   @property
-  def inner(self):
+  def E(self):
+    """inner width"""
     return self.expand * self.dim
 
   @property
-  def heads(self):
-    return self.divide("inner", "head")
+  def H(self):
+    """heads"""
+    return self.divide("E", "head")
 
   @property
-  def ranks(self):
+  def R(self):
+    """rank"""
     return self.rank or 1
 
   @property
@@ -108,39 +110,39 @@ def turn(x, angle):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, E, H, N, P = cfg.dim, cfg.inner, cfg.heads, cfg.state, cfg.head
-    R = cfg.ranks
+    D, E, H, N, P = cfg.dim, cfg.E, cfg.H, cfg.state, cfg.head
+    R = cfg.R
     kw = dict(dtype=cfg.compute, rngs=rngs)
     width = 2 * E + 2 * R * cfg.groups * N + 3 * H + cfg.angles
-    uniform = layers.uniform_fan_in()
+    uniform = starts.uniform_fan_in()
     self.in_proj = layers.Linear(D, width, init=uniform, **kw)
-    self.dt_bias = layers.Gate(dt_bias(rngs.params(), (H,)))
+    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
     self.B_norm = layers.RMSNorm(N, eps=cfg.eps)
     self.C_norm = layers.RMSNorm(N, eps=cfg.eps)
-    self.B_bias = layers.Vector(jnp.ones((R, H, N)))
-    self.C_bias = layers.Vector(jnp.ones((R, H, N)))
+    self.B_bias = roles.Vector(jnp.ones((R, H, N)))
+    self.C_bias = roles.Vector(jnp.ones((R, H, N)))
     if cfg.rank is not None:
-      self.mimo_x = layers.Vector(jnp.ones((R, H, P)) / R)
-      self.mimo_z = layers.Vector(jnp.ones((R, H, P)))
-      self.mimo_o = layers.Vector(jnp.ones((R, H, P)) / R)
-    self.D = layers.Gate(jnp.ones(H))
-    residual = layers.uniform_fan_in((2 * cfg.depth) ** -0.5)
+      self.mimo_x = roles.Vector(jnp.ones((R, H, P)) / R)
+      self.mimo_z = roles.Vector(jnp.ones((R, H, P)))
+      self.mimo_o = roles.Vector(jnp.ones((R, H, P)) / R)
+    self.D = roles.Gate(jnp.ones(H))
+    residual = starts.uniform_fan_in((2 * cfg.depth) ** -0.5)
     self.out_proj = layers.Linear(E, D, init=residual, **kw)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
-    H, N, P = cfg.heads, cfg.state, cfg.head
+    H, N, P = cfg.H, cfg.state, cfg.head
     return {
       "angle": jnp.zeros((batch, H * cfg.angles)),
       "S": jnp.zeros((batch, H, N, P)),
-      "key": jnp.zeros((batch, cfg.ranks, H, N)),
+      "key": jnp.zeros((batch, cfg.R, H, N)),
       "x": jnp.zeros((batch, H, P), cfg.compute),
     }
 
   def __call__(self, u, reset, state):
     cfg = self.cfg
     B, T, _ = u.shape
-    E, H, N, P, R = cfg.inner, cfg.heads, cfg.state, cfg.head, cfg.ranks
+    E, H, N, P, R = cfg.E, cfg.H, cfg.state, cfg.head, cfg.R
     GN = cfg.groups * N
     state = state or self.init_state(B)
 
@@ -201,7 +203,7 @@ class Mixer(nnx.Module):
   def shifted(self, x, norm, bias):
     """B or C of each head, B T R H N in float32."""
     B, T, _ = x.shape
-    R, G, N = self.cfg.ranks, self.cfg.groups, self.cfg.state
+    R, G, N = self.cfg.R, self.cfg.groups, self.cfg.state
     x = norm(x.astype(jnp.float32).reshape(B, T, R, G, 1, N))
     x = x + bias[...].reshape(1, 1, R, G, -1, N)
     return x.reshape(B, T, R, -1, N)

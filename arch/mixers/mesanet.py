@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.mixers.gated_deltanet import unit
+from arch import config, layers, roles
 from arch.recurrence import mesa
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head.
@@ -47,21 +46,22 @@ class Config(layers.Config):
   steps: int = 30
 
   def __post_init__(self):
-    self.positive("head", "conv", "steps", heads="count")
+    self.positive("head", "conv", "steps", heads="H")
     if not 0 < self.floor < 1:
       raise ValueError(
         f"mesanet: floor={self.floor} must be between 0 and the ridge's 1"
       )
 
   @property
-  def count(self):
+  def H(self):
+    """heads"""
     return self.divide("dim", "head") if self.heads is None else self.heads
 
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    H, K = cfg.count, cfg.head
+    H, K = cfg.H, cfg.head
     normal = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs)
     self.in_proj = layers.Linear(cfg.dim, 3 * H * K, init=normal, **kw)
@@ -70,24 +70,24 @@ class Mixer(nnx.Module):
       2 * H * K, cfg.conv, init=normal, bias=False, **kw
     )
     raw = math.log(math.expm1(1 - cfg.floor))
-    self.ridge = layers.Gate(jnp.full((H, K), raw, jnp.float32))
+    self.ridge = roles.Gate(jnp.full((H, K), raw, jnp.float32))
     self.norm = layers.RMSNorm(K, eps=1e-5)
     self.out_proj = layers.Linear(H * K, cfg.dim, init=normal, **kw)
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.count, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     zeros = jnp.zeros((batch, H, K, K))
     return {"conv": self.conv.init_state(batch), "H": zeros, "G": zeros}
 
   def __call__(self, u, reset, state):
     cfg = self.cfg
     B, T, _ = u.shape
-    H, K = cfg.count, cfg.head
+    H, K = cfg.H, cfg.head
     state = state or self.init_state(B)
 
     qk, v = jnp.split(self.in_proj(u), (2 * H * K,), -1)
     qk, conv = self.conv(qk, reset, state["conv"])
-    qk = unit(jax.nn.silu(qk).reshape(B, T, 2 * H, K)).astype(v.dtype)
+    qk = layers.unit(jax.nn.silu(qk).reshape(B, T, 2 * H, K)).astype(v.dtype)
     q, k = jnp.split(qk, 2, 2)
     a, b = jnp.split(self.gates(u).astype(jnp.float32), 2, -1)
     o, (new_H, new_G) = mesa.chunked(

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, starts
 from arch.recurrence import diagonal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     expand: E over dim, E being rounded down; 1 has no projection back.
@@ -39,7 +39,8 @@ class Config(layers.Config):
       raise ValueError(f"{self.where}: expand={self.expand} must be at least 1")
 
   @property
-  def inner(self):
+  def E(self):
+    """inner width"""
     return int(self.expand * self.dim)
 
 
@@ -52,14 +53,14 @@ class Mixer(nnx.Module):
 
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, E = cfg.dim, cfg.inner
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
+    D, E = cfg.dim, cfg.E
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=starts.uniform_fan_in())
     for name in (*self.gates, "v_proj"):
       setattr(self, name, layers.Linear(D, E, **kw))
     self.out_proj = layers.Linear(E, D, **kw) if cfg.expand != 1 else None
 
   def init_state(self, batch, length=None):
-    return jnp.zeros((batch, self.cfg.inner))
+    return jnp.zeros((batch, self.cfg.E))
 
   def __call__(self, x, reset, state):
     gates = (getattr(self, name)(x).astype(jnp.float32) for name in self.gates)

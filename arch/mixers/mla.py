@@ -1,7 +1,7 @@
 """Multi-head latent attention: keys and values of all heads come from one small
 latent, which is all that the state holds, with one key of the position.
 
-  c = norm(x W_c),  r = rotary(x W_r)                    of all heads
+  c = norm(x W_c),  r = layers.rotary(x W_r)                    of all heads
   k, v = c W_up;  key = [k, r],  query = [q, rotary(p)]  of a head
   q, p = norm(x W_cq) W_upq, or x W_q
   y_t = sum_s softmax_s(query_t . key_s / sqrt(K + R)) v_s
@@ -13,9 +13,9 @@ Every matrix starts from a normal of deviation 0.006, as both papers say, which
 is near 1 / (2 sqrt(D)) at their D.
 
 What a token can see is as in attention.py, without a window. The state is a
-ring (arch/ring.py) of [c, r]. Many tokens make the keys and values of all that
-they see; one token reads the ring itself, as one group of keys that are their
-own values, for q . (c W_k) = (q W_k^T) . c and sum_s p_s (c_s W_v) =
+ring (recurrence/ring.py) of [c, r]. Many tokens make the keys and values of all
+that they see; one token reads the ring itself, as one group of keys that are
+their own values, for q . (c W_k) = (q W_k^T) . c and sum_s p_s (c_s W_v) =
 (sum_s p_s c_s) W_v: section 2.1.2 of DeepSeek-V2.
 
 B batch  T time  S keys  D width  H heads  K head width  V value width
@@ -27,12 +27,14 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers, ring
-from arch.attend import attend, read, rotary
+from arch import config, layers
+from arch.product import product
+from arch.recurrence import ring
+from arch.recurrence.attend import attend, read
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K.
@@ -58,27 +60,27 @@ class Config(layers.Config):
   std: float = 0.006
 
   def __post_init__(self):
-    self.positive(
-      "head", "value", "rank", "query_rank", "rotary", heads="count"
-    )
+    self.positive("head", "value", "rank", "query_rank", "rotary", heads="H")
     if self.rotary % 2:
       raise ValueError(f"mla: rotary={self.rotary} must be even")
     if self.base is not None and self.base <= 1:
       raise ValueError(f"mla: base={self.base} must exceed 1")
 
   @property
-  def count(self):
+  def H(self):
+    """heads"""
     return self.divide("dim", "head") if self.heads is None else self.heads
 
   @property
-  def width(self):
+  def V(self):
+    """value width"""
     return self.head if self.value is None else self.value
 
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    H, K, V, C, R = cfg.count, cfg.head, cfg.width, cfg.rank, cfg.rotary
+    H, K, V, C, R = cfg.H, cfg.head, cfg.V, cfg.rank, cfg.rotary
     init = nnx.initializers.normal(cfg.std)
     kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
     Q = cfg.query_rank or H * (K + R)
@@ -98,7 +100,7 @@ class Mixer(nnx.Module):
   def __call__(self, x, reset, state):
     cfg = self.cfg
     B, T, _ = x.shape
-    H, K, C, R = cfg.count, cfg.head, cfg.rank, cfg.rotary
+    H, K, C, R = cfg.H, cfg.head, cfg.rank, cfg.rotary
     Q = cfg.query_rank or H * (K + R)
     q, c, r = jnp.split(self.in_proj(x), (Q, Q + C), -1)
     if cfg.query_rank:
@@ -107,7 +109,7 @@ class Mixer(nnx.Module):
     c, r = self.norm(c)[:, :, None], r[:, :, None]
     if cfg.base is not None:
       position = ring.positions(state, T)
-      p, r = (rotary(t, position, cfg.base) for t in (p, r))
+      p, r = (layers.rotary(t, position, cfg.base) for t in (p, r))
     new = {"latent": jnp.concatenate([c, r], -1)}
     if state is not None and T == 1:
       y, state = self.step(q, p, new, reset, state)
@@ -118,7 +120,7 @@ class Mixer(nnx.Module):
   def call(self, q, p, new, reset, state):
     """Many tokens: the keys and values of all latents that they see."""
     cfg = self.cfg
-    H, K, C, R = cfg.count, cfg.head, cfg.rank, cfg.rotary
+    H, K, C, R = cfg.H, cfg.head, cfg.rank, cfg.rotary
     alone = state is None
     old = self.init_state(q.shape[0]) if alone else state
     window = None if alone else ring.length(old)
@@ -133,14 +135,14 @@ class Mixer(nnx.Module):
   def step(self, q, p, new, reset, state):
     """One token: the matrices of keys and values go to the query's side."""
     cfg = self.cfg
-    H, K, C, R = cfg.count, cfg.head, cfg.rank, cfg.rotary
+    H, K, C, R = cfg.H, cfg.head, cfg.rank, cfg.rotary
     up = self.up.weight[...].astype(q.dtype).reshape(C, H, -1)
     W_k, W_v = jnp.split(up, (K,), -1)
-    q = layers.product("bthk,chk->bthc", q, W_k).astype(p.dtype)
+    q = product("bthk,chk->bthc", q, W_k).astype(p.dtype)
     query = jnp.concatenate([q, p], -1)
     state, visible = ring.push(state, new, reset)
     held, scale = state["latent"], (K + R) ** -0.5
     # r is summed up with c: cheaper than to copy c out of the ring
     y = read(query, held, held, visible, scale=scale)[..., :C]
-    y = layers.product("bthc,chv->bthv", y, W_v).astype(y.dtype)
+    y = product("bthc,chv->bthv", y, W_v).astype(y.dtype)
     return y, state

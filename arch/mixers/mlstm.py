@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles, starts
 from arch.recurrence import gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     heads: H.
@@ -47,15 +47,17 @@ class Config(layers.Config):
   norm_eps: float | None = None
 
   def __post_init__(self):
-    self.positive("heads", "cap", value="values", key="keys")
+    self.positive("heads", "cap", value="V", key="K")
 
   @property
-  def values(self):
+  def V(self):
+    """value width"""
     return self.divide("dim", "heads") if self.value is None else self.value
 
   @property
-  def keys(self):
-    return self.values // 2 if self.key is None else self.key
+  def K(self):
+    """key width"""
+    return self.V // 2 if self.key is None else self.key
 
 
 def maximum(a, b, m):
@@ -71,23 +73,23 @@ def maximum(a, b, m):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, H, V = cfg.dim, cfg.heads, cfg.values
+    D, H, V = cfg.dim, cfg.heads, cfg.V
     normal, zeros = nnx.initializers.normal, nnx.initializers.zeros
     kw = dict(dtype=cfg.compute, rngs=rngs)
     small = normal((2 / (5 * D)) ** 0.5)
-    width = H * (2 * cfg.keys + V)
-    init = layers.columns((small, width), (zeros, H * V))
+    width = H * (2 * cfg.K + V)
+    init = starts.columns((small, width), (zeros, H * V))
     self.in_proj = layers.Linear(D, width + H * V, init=init, **kw)
     self.gates = layers.Linear(D, 2 * H, init=zeros, **kw)
     bias = jnp.full(H, -10.0), jnp.linspace(3, 6, H)
-    self.gates_bias = layers.Gate(jnp.concatenate(bias))
+    self.gates_bias = roles.Gate(jnp.concatenate(bias))
     eps = cfg.eps if cfg.norm_eps is None else cfg.norm_eps
     self.norm = layers.HeadNorm(H, V, eps=eps, bias=False)
     residual = normal(2 / cfg.depth / D**0.5)
     self.out_proj = layers.Linear(H * V, D, init=residual, **kw)
 
   def init_state(self, batch, length=None):
-    H, K, V = self.cfg.heads, self.cfg.keys, self.cfg.values
+    H, K, V = self.cfg.heads, self.cfg.K, self.cfg.V
     return {
       "m": jnp.zeros((batch, H)),
       "S": jnp.zeros((batch, H, K, V + 1)),
@@ -96,7 +98,7 @@ class Mixer(nnx.Module):
   def __call__(self, u, reset, state):
     cfg = self.cfg
     B, T, _ = u.shape
-    H, K, V = cfg.heads, cfg.keys, cfg.values
+    H, K, V = cfg.heads, cfg.K, cfg.V
     state = state or self.init_state(B)
 
     cuts = (H * K, 2 * H * K, H * (2 * K + V))

@@ -22,13 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import layers
-from arch.attend import rotary
+from arch import config, layers, starts
 from arch.recurrence import gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head's query and key.
@@ -49,7 +48,8 @@ class Config(layers.Config):
     self.divide("dim", "head")
 
   @property
-  def heads(self):
+  def H(self):
+    """heads"""
     return self.divide("dim", "head")
 
 
@@ -58,15 +58,15 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     D, E = cfg.dim, cfg.expand * cfg.dim
     kw = dict(dtype=cfg.compute, rngs=rngs)
-    small = layers.xavier_uniform(2**-2.5)
-    init = layers.columns(*((small, width) for width in (D, D, E, E)))
+    small = starts.xavier_uniform(2**-2.5)
+    init = starts.columns(*((small, width) for width in (D, D, E, E)))
     self.in_proj = layers.Linear(D, 2 * (D + E), init=init, **kw)
     self.norm = layers.RMSNorm(cfg.expand * cfg.head, eps=cfg.eps)
-    half = layers.xavier_uniform(0.5)
+    half = starts.xavier_uniform(0.5)
     self.out_proj = layers.Linear(E, D, init=half, **kw)
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.heads, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     return {
       "position": jnp.zeros(batch, jnp.int32),
       "S": jnp.zeros((batch, H, K, self.cfg.expand * K)),
@@ -74,7 +74,7 @@ class Mixer(nnx.Module):
 
   def __call__(self, u, reset, state):
     B, T, D = u.shape
-    H, K = self.cfg.heads, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     V = self.cfg.expand * K
     state = state or self.init_state(B)
 
@@ -83,7 +83,7 @@ class Mixer(nnx.Module):
     v = v.reshape(B, T, H, V)
     # only differences of positions count, so that a document may start anywhere
     position = state["position"][:, None] + jnp.arange(T)[None]
-    q, k = rotary(q * K**-0.5, position), rotary(k, position)
+    q, k = layers.rotary(q * K**-0.5, position), layers.rotary(k, position)
     g = np.log1p(-(2.0 ** (-5 - np.arange(H)))).astype(np.float32)
     g = jnp.broadcast_to(g[None, None], (B, T, H))
     o, S = gated.chunked(q, k, v, g, reset, state["S"])

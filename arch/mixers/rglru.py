@@ -23,12 +23,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles
+from arch.product import product
 from arch.recurrence import diagonal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     width: E, channels of the recurrence; None for dim.
@@ -42,10 +43,11 @@ class Config(layers.Config):
 
   def __post_init__(self):
     self.positive("conv")
-    self.divide("inner", "blocks")
+    self.divide("E", "blocks")
 
   @property
-  def inner(self):
+  def E(self):
+    """inner width"""
     return self.dim if self.width is None else self.width
 
 
@@ -74,22 +76,22 @@ def decay(key, shape):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    E, H = cfg.inner, cfg.blocks
+    E, H = cfg.E, cfg.blocks
     K = E // H
     kw = dict(dtype=cfg.compute, rngs=rngs, bias=True)
     self.in_proj = layers.Linear(cfg.dim, 2 * E, init=normal(), **kw)
     self.conv = layers.ShortConv(E, cfg.conv, init=normal(0.01), **kw)
     gates = jax.random.normal(rngs.params(), (H, K, 2 * K)) * K**-0.5
-    self.gates = layers.Matrix(gates)
-    self.gates_bias = layers.Vector(jnp.zeros((H, 2 * K)))
-    self.decay = layers.Gate(decay(rngs.params(), (E,)))
+    self.gates = roles.Matrix(gates)
+    self.gates_bias = roles.Vector(jnp.zeros((H, 2 * K)))
+    self.decay = roles.Gate(decay(rngs.params(), (E,)))
     self.out_proj = layers.Linear(E, cfg.dim, init=normal(2 / cfg.depth), **kw)
 
   def init_state(self, batch, length=None):
     """`fresh`: no token was read, so that the next one is a first token."""
     return {
       "conv": self.conv.init_state(batch),
-      "h": jnp.zeros((batch, self.cfg.inner)),
+      "h": jnp.zeros((batch, self.cfg.E)),
       "fresh": jnp.ones(batch, bool),
     }
 
@@ -117,7 +119,7 @@ class Mixer(nnx.Module):
     H, K, _ = self.gates.shape
     w = self.gates[...].astype(x.dtype)
     x = x.reshape(*x.shape[:2], H, K)
-    s = layers.product("bthk,hkj->bthj", x, w)
+    s = product("bthk,hkj->bthj", x, w)
     s = jax.nn.sigmoid(s + self.gates_bias[...][None, None])
     r, i = jnp.split(s, 2, -1)
     return (t.reshape(*t.shape[:2], H * K) for t in (r, i))

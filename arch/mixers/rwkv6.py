@@ -24,12 +24,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles, starts
 from arch.recurrence import gated
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head.
@@ -48,33 +48,34 @@ class Config(layers.Config):
     self.divide("dim", "head")
 
   @property
-  def heads(self):
+  def H(self):
+    """heads"""
     return self.divide("dim", "head")
 
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, H, K, R = cfg.dim, cfg.heads, cfg.head, cfg.mix_rank
+    D, H, K, R = cfg.dim, cfg.H, cfg.head, cfg.mix_rank
     along = jnp.arange(D) / max(D - 1, 1)
     place = jnp.arange(D) / D
     high = layer / max(cfg.depth - 1, 1)  # 0 in the first layer, 1 in the last
     low = 1 - layer / cfg.depth
 
     def narrow(shape):
-      return layers.Gate(layers.uniform(0.01)(rngs.params(), shape))
+      return roles.Gate(starts.uniform(0.01)(rngs.params(), shape))
 
-    self.mix_x = layers.Vector(1 - place**low)
+    self.mix_x = roles.Vector(1 - place**low)
     slow, fast = place**low, place ** (0.5 * low)
     mix = jnp.stack([slow, slow, slow + 0.3 * high, fast, fast])
-    self.mix = layers.Vector(1 - mix)  # w, k, v, r, g
-    self.mix_down = layers.Gate(jnp.zeros((D, 5 * R)))
+    self.mix = roles.Vector(1 - mix)  # w, k, v, r, g
+    self.mix_down = roles.Gate(jnp.zeros((D, 5 * R)))
     self.mix_up = narrow((5, R, D))
-    self.decay = layers.Gate(-6 + 5 * along ** (0.7 + 1.3 * high))
-    self.decay_down = layers.Gate(jnp.zeros((D, cfg.decay_rank)))
+    self.decay = roles.Gate(-6 + 5 * along ** (0.7 + 1.3 * high))
+    self.decay_down = roles.Gate(jnp.zeros((D, cfg.decay_rank)))
     self.decay_up = narrow((cfg.decay_rank, D))
     zigzag = ((jnp.arange(D) + 1) % 3 - 1) * 0.1
-    self.u = layers.Gate((high * (1 - along) + zigzag).reshape(H, K))
+    self.u = roles.Gate((high * (1 - along) + zigzag).reshape(H, K))
 
     def linear(init):
       return layers.Linear(D, D, init=init, dtype=cfg.compute, rngs=rngs)
@@ -84,14 +85,14 @@ class Mixer(nnx.Module):
     self.value, self.gate = linear(orthogonal(1)), linear(orthogonal(0.1))
     self.norm = layers.HeadNorm(H, K, eps=cfg.eps)
     weight = jnp.full((H, K), ((1 + layer) / cfg.depth) ** 0.7)
-    self.norm.weight = layers.Vector(weight)
+    self.norm.weight = roles.Vector(weight)
     self.out_proj = linear(zeros)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
     return {
       "x": jnp.zeros((batch, cfg.dim), cfg.compute),
-      "S": jnp.zeros((batch, cfg.heads, cfg.head, cfg.head)),
+      "S": jnp.zeros((batch, cfg.H, cfg.head, cfg.head)),
     }
 
   def __call__(self, x, reset, state):

@@ -27,12 +27,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles
 from arch.recurrence import delta
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, which divides dim.
@@ -60,7 +60,8 @@ class Config(layers.Config):
     self.positive("decay_rank", "rate_rank", "value_rank", "gate_rank")
 
   @property
-  def heads(self):
+  def H(self):
+    """heads"""
     return self.dim // self.head
 
   def rank(self, given, factor):
@@ -74,12 +75,12 @@ class LowRank(nnx.Module):
 
   def __init__(self, cfg, rank, bias=None, *, rngs):
     D = cfg.dim
-    kw = dict(dtype=cfg.compute, rngs=rngs, role=layers.Gate)
+    kw = dict(dtype=cfg.compute, rngs=rngs, role=roles.Gate)
     scale = 0.1 * max(1, math.sqrt(rank / D))
     self.down = layers.Linear(D, rank, init=nnx.initializers.zeros, **kw)
     orthogonal = nnx.initializers.orthogonal(scale)
     self.up = layers.Linear(rank, D, init=orthogonal, **kw)
-    self.bias = None if bias is None else layers.Gate(bias)
+    self.bias = None if bias is None else roles.Gate(bias)
 
   def __call__(self, x, f=lambda x: x):
     y = self.up(f(self.down(x).astype(jnp.float32))).astype(jnp.float32)
@@ -98,7 +99,7 @@ class Mixer(nnx.Module):
     zigzag *= jnp.abs(zigzag)
 
     powers = jnp.array([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None] * early
-    self.mix = layers.Vector(1 - (i / D)[None] ** powers)  # r w k v a g
+    self.mix = roles.Vector(1 - (i / D)[None] ** powers)  # r w k v a g
     kw = dict(dtype=cfg.compute, rngs=rngs)
     orthogonal = nnx.initializers.orthogonal
     self.r_proj = layers.Linear(D, D, init=orthogonal(), **kw)
@@ -115,14 +116,14 @@ class Mixer(nnx.Module):
     if cfg.residual:
       rank = cfg.rank(cfg.value_rank, 1.7)
       self.value = LowRank(cfg, rank, 0.73 - 0.4 * (ramp - 0.5), rngs=rngs)
-    self.k_k = layers.Vector(0.71 - 0.1 * (ramp - 0.5))
-    self.k_a = layers.Vector(1.02 * jnp.ones(D))
-    self.r_k = layers.Gate(-0.04 * jnp.ones(D))
-    self.norm = layers.Vector(jnp.full(D, ((1 + layer) / cfg.depth) ** 0.7))
-    self.norm_bias = layers.Vector(jnp.zeros(D))
+    self.k_k = roles.Vector(0.71 - 0.1 * (ramp - 0.5))
+    self.k_a = roles.Vector(1.02 * jnp.ones(D))
+    self.r_k = roles.Gate(-0.04 * jnp.ones(D))
+    self.norm = roles.Vector(jnp.full(D, ((1 + layer) / cfg.depth) ** 0.7))
+    self.norm_bias = roles.Vector(jnp.zeros(D))
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.heads, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     return {
       "token": jnp.zeros((batch, self.cfg.dim), self.cfg.compute),
       "S": jnp.zeros((batch, H, K, K)),
@@ -163,4 +164,4 @@ class Mixer(nnx.Module):
     return self.out_proj(y), {"token": x[:, -1], "S": S}, stream
 
   def by_head(self, x):
-    return x.reshape(*x.shape[:2], self.cfg.heads, self.cfg.head)
+    return x.reshape(*x.shape[:2], self.cfg.H, self.cfg.head)

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles, starts
 from arch.recurrence import diagonal
 
 
@@ -50,7 +50,7 @@ STARTS = {"lin": lin, "inv": inv, "legs": legs}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     state: N, real numbers a channel remembers; even.
@@ -68,40 +68,27 @@ class Config(layers.Config):
     self.among("start", STARTS)
 
 
-def hold(dt, real, imag):
-  """Zero-order hold of A = real + i imag: dt A and (exp(dt A) - 1) / A.
-
-  Both are pairs (re, im), and the second loses no digits for small steps.
-  """
-  x, angle = dt * real, dt * imag
-  p = jnp.expm1(x) * jnp.cos(angle) - 2 * jnp.sin(angle / 2) ** 2
-  q = jnp.exp(x) * jnp.sin(angle)
-  size = real**2 + imag**2
-  p, q = (p * real + q * imag) / size, (q * real - p * imag) / size
-  return (x, angle), (p, q)
-
-
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, M = cfg.dim, cfg.state // 2
     low, high = math.log(1e-3), math.log(1e-1)
     log_dt = jax.random.uniform(rngs.params(), (D,), minval=low, maxval=high)
-    self.log_dt = layers.Gate(log_dt)
-    self.log_A_real = layers.Gate(jnp.log(jnp.full((D, M), 0.5, jnp.float32)))
+    self.log_dt = roles.Gate(log_dt)
+    self.log_A_real = roles.Gate(jnp.log(jnp.full((D, M), 0.5, jnp.float32)))
     imag = jnp.asarray(STARTS[cfg.start](cfg.state), jnp.float32)
-    self.A_imag = layers.Gate(jnp.broadcast_to(imag[None], (D, M)))
+    self.A_imag = roles.Gate(jnp.broadcast_to(imag[None], (D, M)))
     # a complex normal of variance 1
     C = jax.random.normal(rngs.params(), (2, D, M)) * 0.5**0.5
-    self.C = layers.Vector(C)
-    self.D = layers.Gate(jax.random.normal(rngs.params(), (D,)))
+    self.C = roles.Vector(C)
+    self.D = roles.Gate(jax.random.normal(rngs.params(), (D,)))
     self.out_proj = layers.Linear(
       D,
       2 * D,
       dtype=cfg.compute,
       rngs=rngs,
-      bias=layers.uniform(D**-0.5),
-      init=layers.uniform_fan_in(),
+      bias=starts.uniform(D**-0.5),
+      init=starts.uniform_fan_in(),
     )
 
   def init_state(self, batch, length=None):
@@ -111,7 +98,7 @@ class Mixer(nnx.Module):
   def __call__(self, u, reset, state):
     dt = jnp.exp(self.log_dt[...])[:, None]
     real = -jnp.exp(self.log_A_real[...])
-    (x, angle), (p, q) = hold(dt, real, self.A_imag[...])
+    (x, angle), (p, q) = diagonal.hold(dt, real, self.A_imag[...])
     c, d = self.C[...]
     c, d = 2 * (c * p - d * q), 2 * (c * q + d * p)
     wide = u.astype(jnp.float32)

@@ -24,13 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import layers
-from arch.mixers.s4d import hold
+from arch import config, layers, roles, starts
 from arch.recurrence import diagonal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     state: N, real numbers that the layer remembers.
@@ -64,25 +63,25 @@ class Mixer(nnx.Module):
     imag, V = hippo(N // J)
     V = np.kron(np.eye(J), V)  # N M
     V = jnp.asarray(V.real, jnp.float32), jnp.asarray(V.imag, jnp.float32)
-    self.A_re = layers.Gate(jnp.full(M, -0.5, jnp.float32))
-    self.A_im = layers.Gate(jnp.asarray(np.tile(imag, J), jnp.float32))
+    self.A_re = roles.Gate(jnp.full(M, -0.5, jnp.float32))
+    self.A_im = roles.Gate(jnp.asarray(np.tile(imag, J), jnp.float32))
     low, high = np.log(1e-3), np.log(1e-1)
     log_dt = jax.random.uniform(rngs.params(), (M,), minval=low, maxval=high)
-    self.log_dt = layers.Gate(log_dt)
+    self.log_dt = roles.Gate(log_dt)
     kw = dict(dtype=cfg.compute, rngs=rngs)
 
     def normal(*shape):
-      return layers.fan_in()(rngs.params(), shape, jnp.float32)
+      return starts.fan_in()(rngs.params(), shape, jnp.float32)
 
     # real parts, then imaginary ones; of W_C those are negated
     B = normal(N, D).T
     self.B = layers.Linear(D, N, **kw)
-    self.B.weight = layers.Matrix(jnp.concatenate([B @ V[0], -(B @ V[1])], 1))
+    self.B.weight = roles.Matrix(jnp.concatenate([B @ V[0], -(B @ V[1])], 1))
     re, im = normal(N, D), normal(N, D)
     re, im = V[0].T @ re - V[1].T @ im, V[0].T @ im + V[1].T @ re
     self.C = layers.Linear(N, D, **kw)
-    self.C.weight = layers.Matrix(jnp.concatenate([re, -im], 0))
-    self.D = layers.Gate(jax.random.normal(rngs.params(), (D,)))
+    self.C.weight = roles.Matrix(jnp.concatenate([re, -im], 0))
+    self.D = roles.Gate(jax.random.normal(rngs.params(), (D,)))
     self.out_proj = layers.Linear(D, D, bias=True, **kw)
 
   def init_state(self, batch, length=None):
@@ -91,7 +90,7 @@ class Mixer(nnx.Module):
 
   def __call__(self, u, reset, state):
     real = jnp.minimum(self.A_re[...], -1e-4)
-    A, gain = hold(jnp.exp(self.log_dt[...]), real, self.A_im[...])
+    A, gain = diagonal.hold(jnp.exp(self.log_dt[...]), real, self.A_im[...])
     A, gain = (tuple(t[None, None] for t in pair) for pair in (A, gain))
     b = jnp.split(self.B(u).astype(jnp.float32), 2, -1)
     h, last = diagonal.scan_pair(

@@ -15,11 +15,11 @@ import dataclasses
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     conv: W, taps of the convolution.

@@ -25,12 +25,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
+from arch import config, layers, roles
+from arch.product import product
 from arch.recurrence import chunks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     heads: H, diagonal blocks of all matrices.
@@ -46,15 +47,16 @@ class Config(layers.Config):
 
   def __post_init__(self):
     self.positive("conv")
-    if self.head < 2:
+    if self.K < 2:
       raise ValueError(
-        f"slstm: heads={self.heads} leave {self.head} of dim={self.dim} each, "
+        f"slstm: heads={self.heads} leave {self.K} of dim={self.dim} each, "
         "which must be at least 2"
       )
     self.among("recurrent", ("zeros", "uniform"))
 
   @property
-  def head(self):
+  def K(self):
+    """head width"""
     return self.divide("dim", "heads")
 
 
@@ -104,26 +106,26 @@ scan.defvjp(run_forward, run_backward)
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, H, K = cfg.dim, cfg.heads, cfg.head
+    D, H, K = cfg.dim, cfg.heads, cfg.K
     self.conv = layers.ShortConv(D, cfg.conv, dtype=cfg.compute, rngs=rngs)
 
     def normal(*shape):
       return jax.random.normal(rngs.params(), shape) * (2 / (5 * D)) ** 0.5
 
-    self.if_proj = layers.Matrix(normal(H, K, 2 * K))
-    self.zo_proj = layers.Matrix(normal(H, K, 2 * K))
+    self.if_proj = roles.Matrix(normal(H, K, 2 * K))
+    self.zo_proj = roles.Matrix(normal(H, K, 2 * K))
     bound = D**-0.5 if cfg.recurrent == "uniform" else 0.0
     R = jax.random.uniform(rngs.params(), (H, K, 4 * K), minval=-1, maxval=1)
-    self.R = layers.Matrix(bound * R)
+    self.R = roles.Matrix(bound * R)
     power = 0.3 + 1.3 * layer / max(1, cfg.depth - 1)
     f = 5 - 12 * (jnp.arange(K) / (K - 1)) ** power
     bias = jnp.zeros((H, 4, K)).at[:, 1].set(f[None])
-    self.bias = layers.Gate(bias.reshape(H, 4 * K))
-    self.norm = layers.Vector(jnp.zeros(D))
+    self.bias = roles.Gate(bias.reshape(H, 4 * K))
+    self.norm = roles.Vector(jnp.zeros(D))
 
   def init_state(self, batch, length=None):
     """m is the logarithm of what c and n are divided by: of nothing yet."""
-    zero = jnp.zeros((batch, self.cfg.heads, self.cfg.head))
+    zero = jnp.zeros((batch, self.cfg.heads, self.cfg.K))
     m = jnp.full(zero.shape, -jnp.inf, jnp.float32)
     conv = self.conv.init_state(batch)
     return {"conv": conv, "cell": {"h": zero, "c": zero, "n": zero, "m": m}}
@@ -147,4 +149,4 @@ class Mixer(nnx.Module):
     """x W of every head by itself, B T H 2K in float32."""
     H, K, _ = weight.shape
     x = x.reshape(*x.shape[:2], H, K)
-    return layers.product("bthk,hkj->bthj", x, weight[...].astype(x.dtype))
+    return product("bthk,hkj->bthj", x, weight[...].astype(x.dtype))

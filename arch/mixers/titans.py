@@ -24,13 +24,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers
-from arch.mixers.gated_deltanet import unit
+from arch import config, layers, roles, starts
 from arch.recurrence import titans
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head.
@@ -54,7 +53,8 @@ class Config(layers.Config):
     self.divide("dim", "head")
 
   @property
-  def heads(self):
+  def H(self):
+    """heads"""
     return self.divide("dim", "head")
 
   @property
@@ -68,23 +68,23 @@ class Config(layers.Config):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, H = cfg.dim, cfg.heads
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=layers.uniform_fan_in())
+    D, H = cfg.dim, cfg.H
+    kw = dict(dtype=cfg.compute, rngs=rngs, init=starts.uniform_fan_in())
     self.in_proj = layers.Linear(D, 4 * D, **kw)
     self.conv = layers.ShortConv(
       3 * D, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
     )
-    self.gates = layers.Linear(D, 3 * H, bias=layers.uniform(D**-0.5), **kw)
-    xavier = layers.xavier_uniform()
+    self.gates = layers.Linear(D, 3 * H, bias=starts.uniform(D**-0.5), **kw)
+    xavier = starts.xavier_uniform()
     for n, shape in enumerate(cfg.shapes):
       keys = jax.random.split(rngs.params(), H)
       drawn = jax.vmap(lambda key, s=shape: xavier(key, s))(keys)
-      setattr(self, f"M_{n}", layers.Matrix(drawn))
+      setattr(self, f"M_{n}", roles.Matrix(drawn))
     self.norm = layers.RMSNorm(cfg.head)
     self.out_proj = layers.Linear(D, D, **kw)
 
   def init_state(self, batch, length=None):
-    shapes = [(batch, self.cfg.heads, *shape) for shape in self.cfg.shapes]
+    shapes = [(batch, self.cfg.H, *shape) for shape in self.cfg.shapes]
     zeros = tuple(jnp.zeros(shape) for shape in shapes)
     return {
       "conv": self.conv.init_state(batch),
@@ -97,7 +97,7 @@ class Mixer(nnx.Module):
   def __call__(self, u, reset, state):
     cfg = self.cfg
     B, T, D = u.shape
-    H, K = cfg.heads, cfg.head
+    H, K = cfg.H, cfg.head
     state = state or self.init_state(B)
     names = "start", "M", "S", "count"
 
@@ -105,7 +105,7 @@ class Mixer(nnx.Module):
     qkv, conv = self.conv(qkv, reset, state["conv"])
     qkv = jax.nn.silu(qkv).reshape(B, T, 3 * H, K)
     q, k, v = jnp.split(qkv, 3, 2)
-    q, k = (unit(t).astype(v.dtype) for t in (q, k))
+    q, k = (layers.unit(t).astype(v.dtype) for t in (q, k))
     r, m, a = jnp.split(self.gates(u).astype(jnp.float32), 3, -1)
     o, new = titans.chunked(
       q,

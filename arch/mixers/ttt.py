@@ -1,7 +1,7 @@
 """TTT-Linear: the state is a linear model that is trained on what it reads.
 
   q, k = conv(u W_qk) (two convolutions),  v = u W_v;  each by the place in its
-  mini-batch of n tokens turned: q, k = rotary(q), rotary(k)
+  mini-batch of n tokens turned: q, k = layers.rotary(q), layers.rotary(k)
   rate = sigmoid(u W_rate + b_rate) / K,  share = max(0, 1 / place + learned)
   z_t = the answer to q_t of W, b after a step on every token of the mini-batch
         so far, rate share d/d(W, b) |norm(k W + b) - (v - k)|^2 / 2 each
@@ -23,12 +23,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import attend, layers
-from arch.recurrence import chunks, ttt
+from arch import config, layers, roles, starts
+from arch.recurrence import ttt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(layers.Config):
+class Config(config.Config):
   """
   Attributes:
     head: K, the width of a head.
@@ -54,35 +54,36 @@ class Config(layers.Config):
     self.divide("dim", "head")
 
   @property
-  def heads(self):
+  def H(self):
+    """heads"""
     return self.divide("dim", "head")
 
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, H, K = cfg.dim, cfg.heads, cfg.head
+    D, H, K = cfg.dim, cfg.H, cfg.head
     normal = nnx.initializers.normal(0.02)
     kw = dict(dtype=cfg.compute, rngs=rngs)
     self.in_proj = layers.Linear(
       D, (2 if cfg.conv else 3) * D, init=normal, **kw
     )
     if cfg.conv:
-      fan_in = layers.fan_in()
+      fan_in = starts.fan_in()
       self.conv = layers.ShortConv(2 * D, cfg.conv, init=fan_in, **kw)
     self.rate = layers.Linear(D, H, init=normal, bias=True, **kw)
-    self.share = layers.Gate(jnp.zeros(cfg.batch))
-    self.W = layers.Matrix(normal(rngs.params(), (H, K, K)))
-    self.b = layers.Vector(jnp.zeros((H, K)))
-    self.scale = layers.Vector(jnp.ones((H, K)))
-    self.bias = layers.Vector(jnp.zeros((H, K)))
+    self.share = roles.Gate(jnp.zeros(cfg.batch))
+    self.W = roles.Matrix(normal(rngs.params(), (H, K, K)))
+    self.b = roles.Vector(jnp.zeros((H, K)))
+    self.scale = roles.Vector(jnp.ones((H, K)))
+    self.bias = roles.Vector(jnp.zeros((H, K)))
     self.norm = layers.LayerNorm(D, eps=1e-6)
     if cfg.gate:
       self.gate = layers.Linear(D, D, init=normal, **kw)
     self.out_proj = layers.Linear(D, D, init=normal, **kw)
 
   def init_state(self, batch, length=None):
-    H, K = self.cfg.heads, self.cfg.head
+    H, K = self.cfg.H, self.cfg.head
     zeros = jnp.zeros((batch, H, K + 1, K))
     state = {"W": zeros, "dW": zeros, "count": jnp.zeros(batch, jnp.int32)}
     if self.cfg.conv:
@@ -92,7 +93,7 @@ class Mixer(nnx.Module):
   def __call__(self, u, reset, state):
     cfg = self.cfg
     B, T, D = u.shape
-    H, K = cfg.heads, cfg.head
+    H, K = cfg.H, cfg.head
     state = state or self.init_state(B)
     new = {}
 
@@ -104,8 +105,8 @@ class Mixer(nnx.Module):
     else:
       q, k, v = jnp.split(self.in_proj(u), 3, -1)
     q, k, v = (t.reshape(B, T, H, K) for t in (q, k, v))
-    place = chunks.positions(reset, state["count"], T) % cfg.batch
-    q, k = (attend.rotary(t, place) for t in (q, k))
+    place = layers.positions(reset, state["count"], T) % cfg.batch
+    q, k = (layers.rotary(t, place) for t in (q, k))
     rate = jax.nn.sigmoid(self.rate(u).astype(jnp.float32))
     share = 1 / jnp.arange(1.0, cfg.batch + 1) + self.share[...]
     one = jnp.ones((B, T, H, 1), q.dtype)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from arch import target
-from arch.layers import product
+from arch.product import product
 
 # accumulated in float32, and exact in float32 on a TPU as well
 dot = functools.partial(product, precision=jax.lax.Precision.HIGHEST)
@@ -40,7 +40,7 @@ def size(time, chunk=None):
   return min(chunk, 1 << (time - 1).bit_length())
 
 
-def split(x, chunk):
+def cut(x, chunk):
   """B T H ... -> N M C ..., the last chunk filled up with zeros.
 
   One axis M of B H rows: XLA's reductions on a CPU take ten times as long over
@@ -54,7 +54,7 @@ def split(x, chunk):
 
 
 def merge(x, batch, time):
-  """N M C V -> B T H V, undoes `split`."""
+  """N M C V -> B T H V, undoes `cut`."""
   N, _, C, V = x.shape
   x = x.reshape(N, batch, -1, C, V).transpose(1, 0, 3, 2, 4)
   return x.reshape(batch, N * C, -1, V)[:, :time]
@@ -66,15 +66,6 @@ def where_reset(reset, value, x):
     return x
   reset = reset.reshape(*reset.shape, *[1] * (x.ndim - 2))
   return jnp.where(reset, jnp.asarray(value, x.dtype), x)
-
-
-def positions(reset, before, time):
-  """B T, the tokens of its document before each. before: B, the first's."""
-  t = jnp.arange(time)[None]
-  first = jnp.broadcast_to(-before[:, None], (before.shape[0], time))
-  if reset is not None:
-    first = jax.lax.cummax(jnp.where(reset, t, first), 1)
-  return t - first
 
 
 def later(x, first):

@@ -32,6 +32,7 @@ B batch, T time, H heads, K key width, V value width, C chunk, m = B H rows
 import jax
 import jax.numpy as jnp
 
+from arch.layers import unit
 from arch.recurrence import chunks
 from arch.recurrence.gated import fresh
 
@@ -64,7 +65,7 @@ def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=None):
   w = chunks.where_reset(reset, -jnp.inf, w.astype(jnp.float32))
   b = chunks.where_reset(reset, 0, b)
   cols = (k,) if a is None else (k, a)
-  xs = jax.tree.map(lambda x: chunks.split(x, C), ((q, b), cols, v, w))
+  xs = jax.tree.map(lambda x: chunks.cut(x, C), ((q, b), cols, v, w))
 
   def dot(formula, x, y):
     return chunks.dot(formula, x.astype(dtype), y.astype(dtype))
@@ -108,3 +109,17 @@ def within(rows, cols, w):
   A = [[d * dot(r, c) for c in cols] for r, d in zip(rows, D, strict=True)]
   rows = list(map(chunks.scaled, rows, P))
   return A, rows, [chunks.scaled(c, Q) for c in cols], total
+
+
+TWINS = {"delta": {"reference": reference, "chunked": chunked}}
+
+
+def example(draw, B, T, H, K):
+  q, k, v, n, r = (draw(B, T, H, K) for _ in range(5))
+  k, w = unit(k), jax.nn.log_sigmoid(n + 3)
+  x = dict(q=q, k=k, v=v, b=k)
+  return {
+    f"delta{any_a}{wide}": x | dict(a=a, w=decay)
+    for any_a, a in (("", None), (", any a", -k * jax.nn.sigmoid(r)))
+    for wide, decay in (("", w[..., 0]), (", K decays", w))
+  }

@@ -27,7 +27,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from arch.recurrence import chunks
+from arch.recurrence import chunks, convolution
 
 
 def reference(a, b, reset=None, state=None):
@@ -175,7 +175,7 @@ def select_backward(negative, saved, ct):
       dlog = d * (h - bx)  # h - bx is a h_{t-1}
     dbx = chunks.dot("tbnd,tbn->tbd", d, b)
     rows = dlog * A[None, None]
-    if rows.shape[1] == 1:  # see chunks.split; rows of a batch stay apart
+    if rows.shape[1] == 1:  # see chunks.cut; rows of a batch stay apart
       rows = rows[:, 0]
     ddt = rows.sum(-2).reshape(x.shape) + dbx * x
     dA += (dlog * dt[:, :, None]).sum((0, 1))
@@ -232,7 +232,7 @@ def convolve(
     return x.reshape(B, n, C, -1).transpose(3, 2, 0, 1).reshape(-1, C, M)
 
   x = by_chunk(x)
-  matrix = toeplitz(times(c, power)[0].sum(1))
+  matrix = convolution.toeplitz(times(c, power)[0].sum(1))
   if reset is None:
     first = last = jnp.ones((1, C, M), x.dtype)
     y = chunks.dot("dji,djm->dim", matrix, x)
@@ -240,7 +240,7 @@ def convolve(
     segment = jnp.cumsum(by_chunk(reset[..., None]), axis=1)
     first = (segment == 0).astype(x.dtype)
     last = (segment == segment[:, -1:]).astype(x.dtype)
-    y = segmented(matrix, x, segment)
+    y = convolution.segmented(matrix, x, segment)
   # the last token of the last chunk may be padding: move it to the front
   x = (x * last).reshape(D, C, B, n)
   x = jnp.concatenate([x[..., :-1], jnp.roll(x[..., -1:], pad, 1)], axis=3)
@@ -281,43 +281,42 @@ def powers(a, count):
   return p
 
 
-def toeplitz(kernel, before=None):
-  """D C -> D C C, [j, i] = kernel[i - j], for i < j before[C + i - j] or 0."""
-  D, C = kernel.shape
-  before = jnp.zeros_like(kernel) if before is None else before
-  ring = jnp.concatenate([kernel, before], 1)
-  ring = jnp.broadcast_to(ring[:, None], (D, C, 2 * C)).reshape(D, -1)
-  # rows one shorter than the ring start one earlier in it each
-  return ring[:, : C * (2 * C - 1)].reshape(D, C, 2 * C - 1)[..., :C]
+def hold(dt, real, imag):
+  """Zero-order hold of A = real + i imag: dt A and (exp(dt A) - 1) / A.
+
+  Both are pairs (re, im), and the second loses no digits for small steps.
+  """
+  x, angle = dt * real, dt * imag
+  p = jnp.expm1(x) * jnp.cos(angle) - 2 * jnp.sin(angle / 2) ** 2
+  q = jnp.exp(x) * jnp.sin(angle)
+  size = real**2 + imag**2
+  p, q = (p * real + q * imag) / size, (q * real - p * imag) / size
+  return (x, angle), (p, q)
 
 
-@jax.custom_vjp
-def segmented(matrix, x, segment):
-  """matrix^T x inside each segment of a chunk: as many passes as segments."""
-
-  def step(s, y):
-    keep = (segment == s).astype(x.dtype)
-    return y + keep * chunks.dot("dji,djm->dim", matrix, keep * x)
-
-  return jax.lax.fori_loop(0, segment.max() + 1, step, jnp.zeros_like(x))
+TWINS = {
+  "diagonal": {"reference": reference, "scan": scan},
+  "pair": {"reference": reference_pair, "scan": scan_pair},
+  "selective": {"reference": reference_selective, "chunked": selective},
+  "convolve": {"reference": reference_convolve, "chunked": convolve},
+}
 
 
-def segmented_forward(matrix, x, segment):
-  return segmented(matrix, x, segment), (matrix, x, segment)
-
-
-def segmented_backward(saved, dy):
-  matrix, x, segment = saved
-
-  def step(s, d):
-    dmatrix, dx = d
-    keep = (segment == s).astype(x.dtype)
-    dmatrix += chunks.dot("djm,dim->dji", keep * x, keep * dy)
-    dx += keep * chunks.dot("dji,dim->djm", matrix, keep * dy)
-    return dmatrix, dx
-
-  zero = jnp.zeros_like(matrix), jnp.zeros_like(x)
-  return *jax.lax.fori_loop(0, segment.max() + 1, step, zero), None
-
-
-segmented.defvjp(segmented_forward, segmented_backward)
+def example(draw, B, T, H, K):
+  D, N = H * K, 16
+  x, y, n = (draw(B, T, D) for _ in range(3))
+  log_modulus, angle = -jnp.exp(draw(D, N) - 3), draw(D, N)
+  pole = dict(log_modulus=log_modulus, angle=angle)
+  one = {name: a[None, None, :, 0] for name, a in pole.items()}
+  return {
+    "diagonal": dict(a=jax.nn.sigmoid(n + 3), b=x),
+    "pair": one | dict(b_re=x, b_im=y),
+    "selective": dict(
+      x=x,
+      dt=jax.nn.softplus(n),
+      A=-jnp.broadcast_to(jnp.arange(1.0, N + 1)[None], (D, N)),
+      b=draw(B, T, N),
+      c=draw(B, T, N),
+    ),
+    "convolve": pole | dict(x=x, c_re=draw(D, N), c_im=draw(D, N)),
+  }

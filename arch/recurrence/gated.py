@@ -25,6 +25,7 @@ V value width, C chunk, s tokens of a step, m = B G rows
 import jax
 import jax.numpy as jnp
 
+from arch.layers import unit
 from arch.recurrence import chunks
 
 
@@ -68,12 +69,11 @@ def chunked(
   reads = chunks.where_reset(reset, 0, q) if late else q
   # the s tokens of a step are rows of the chunk
   reads, k_, v_ = (
-    chunks.split(x.reshape(B, T * s, *x.shape[-2:]), C * s)
-    for x in (reads, k, v)
+    chunks.cut(x.reshape(B, T * s, *x.shape[-2:]), C * s) for x in (reads, k, v)
   )
-  g = chunks.split(g, C)
+  g = chunks.cut(g, C)
   # q and k: m C K, one for the r heads of v and g: m r C V, m r C (K). An axis
-  # of one is left out, see chunks.split
+  # of one is left out, see chunks.cut
   m, r = "m" * (B * G > 1 or R == 1), "r" * (R > 1)
   rows, heads = (B * G,) * len(m), (R,) * len(r)
   xs = [x.reshape(-1, *rows, *x.shape[2:]) for x in (reads, k_)]
@@ -149,3 +149,13 @@ def check(q, v, g, read, u):
       f"{read=} with g of {g.ndim} axes"
     )
   return H // G
+
+
+TWINS = {"gated": {"reference": reference, "chunked": chunked}}
+
+
+def example(draw, B, T, H, K):
+  q, k, v, n = (draw(B, T, H, K) for _ in range(4))
+  g = jax.nn.log_sigmoid(n + 3)
+  x = dict(q=q, k=unit(k), v=v)
+  return {"gated": x | dict(g=g[..., 0]), "gated, K decays": x | dict(g=g)}

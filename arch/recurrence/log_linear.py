@@ -32,6 +32,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from arch.layers import positions, unit
 from arch.recurrence import chunks
 
 
@@ -69,12 +70,12 @@ def chunked(q, k, v, g, scale, b=None, reset=None, state=None, chunk=64):
   n = -(-T // C)
   low = min(C.bit_length(), N) - 1  # the first state of C tokens or more
   S, count = state or fresh(k, v, N)
-  at = chunks.positions(reset, count, T)
+  at = positions(reset, count, T)
   g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
   b = None if b is None else chunks.where_reset(reset, 0, b)
   rows = jnp.broadcast_to(at[..., None], (B, T, H))
   xs = q, k, v, g, scale.astype(jnp.float32), rows, b
-  xs = jax.tree.map(lambda x: chunks.split(x, C), xs)
+  xs = jax.tree.map(lambda x: chunks.cut(x, C), xs)
 
   def dot(formula, x, y):
     return chunks.dot(formula, x.astype(v.dtype), y.astype(v.dtype))
@@ -219,3 +220,15 @@ def check(q, v, b):
     rule = "be" if b is not None else "divide"
     raise ValueError(f"q and k have {G} groups, which must {rule} {H} heads")
   return H // G
+
+
+TWINS = {"log-linear": {"reference": reference, "chunked": chunked}}
+
+
+def example(draw, B, T, H, K):
+  q, k, v = (draw(B, T, H, K) for _ in range(3))
+  k, g = unit(k), jax.nn.log_sigmoid(draw(B, T, H) + 3)
+  levels = (T - 1).bit_length() + 1
+  scale = jax.nn.softplus(draw(B, T, H, levels))
+  x = dict(q=q, k=k, v=v, g=g, scale=scale)
+  return {"log-linear": x, "log-linear, b": x | dict(b=k)}

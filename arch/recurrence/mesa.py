@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from arch.layers import unit
 from arch.recurrence import chunks
 from arch.recurrence.gated import fresh
 
@@ -53,7 +54,7 @@ def chunked(
   f32, C = jnp.float32, chunks.size(T, chunk)
   state = (fresh(k, k), fresh(k, v)) if state is None else state
   g = chunks.where_reset(reset, -jnp.inf, g.astype(f32))
-  xs = [chunks.split(x, C) for x in (q, k, v, g, beta.astype(f32))]
+  xs = [chunks.cut(x, C) for x in (q, k, v, g, beta.astype(f32))]
   ridge = jnp.tile(ridge, (B, 1))[:, None]  # m 1 K
 
   def step(carry, x):
@@ -122,3 +123,14 @@ def solve_backward(steps, saved, dx):
 
 
 solve.defvjp(solve_forward, solve_backward)
+
+
+TWINS = {"mesa": {"reference": reference, "chunked": chunked}}
+
+
+def example(draw, B, T, H, K):
+  q, k, v = (draw(B, T, H, K) for _ in range(3))
+  g = jax.nn.log_sigmoid(draw(B, T, H) + 3)
+  beta, ridge = jax.nn.sigmoid(draw(B, T, H)), jnp.exp(draw(H, K))
+  x = dict(q=unit(q), k=unit(k), v=v, g=g, beta=beta, ridge=ridge)
+  return {"mesa": x}

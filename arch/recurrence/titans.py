@@ -30,6 +30,7 @@ m = B H rows
 import jax
 import jax.numpy as jnp
 
+from arch.layers import positions, unit
 from arch.recurrence import chunks
 
 
@@ -58,7 +59,7 @@ def reference(
 ):
   widths = [w.shape[-1] for w in W]
   *state, count = start(W, v, state)
-  at = chunks.positions(reset, count, v.shape[1])
+  at = positions(reset, count, v.shape[1])
 
   def read(M):
     return lambda n, x: chunks.dot("bhj,bhjk->bhk", x, M[n])
@@ -89,11 +90,11 @@ def chunked(q, k, v, rate, momentum, keep, W, reset=None, state=None, size=16):
   C, depth = chunks.size(T, size), len(W)
   widths = [w.shape[-1] for w in W]
   *state, count = start(W, v, state)
-  at = chunks.positions(reset, count, T)
+  at = positions(reset, count, T)
   xs = [x.astype(jnp.float32) for x in (q, k, v, rate, momentum, keep)]
   places = at % size == 0, at == 0, jnp.ones((B, T), bool)
   xs += [jnp.broadcast_to(x[..., None], (B, T, H)) for x in places]
-  xs = [chunks.split(x, C) for x in xs]
+  xs = [chunks.cut(x, C) for x in xs]
   W = [jnp.tile(w, (B, 1, 1)) for w in W]  # m K J
 
   def rows(x, M):
@@ -185,3 +186,15 @@ def start(W, v, state):
     return tuple(jnp.where(none, w[None], m) for w, m in zip(W, M, strict=True))
 
   return or_start(G), or_start(M), tuple(S), count
+
+
+TWINS = {"titans": {"reference": reference, "chunked": chunked}}
+
+
+def example(draw, B, T, H, K):
+  q, k, v = (draw(B, T, H, K) for _ in range(3))
+  rate, momentum, keep = (draw(B, T, H) for _ in range(3))
+  x = dict(q=unit(q), k=unit(k), v=v, rate=jax.nn.sigmoid(rate) / 8)
+  x |= dict(momentum=jax.nn.log_sigmoid(momentum))
+  x |= dict(keep=jax.nn.log_sigmoid(keep + 3))
+  return {"titans": x | dict(W=tuple(draw(H, K, K) / K**0.5 for _ in "12"))}

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from arch import layers
+from arch.layers import positions
 from arch.recurrence import chunks
 from arch.recurrence.gated import fresh
 
@@ -72,7 +73,7 @@ def chunked(q, k, v, rate, share, W, scale, bias, reset=None, state=None):
   state, places = begin(k, v, share, W, reset, state)
   places = (jnp.broadcast_to(x[..., None], (B, T, H)) for x in places)
   xs = [x.astype(f32) for x in (q, k, v, rate)]
-  xs = [chunks.split(x, C) for x in (*xs, *places)]
+  xs = [chunks.cut(x, C) for x in (*xs, *places)]
   init = jnp.tile(W, (B, 1, 1))  # m K V
   scale, bias = (jnp.tile(x, (B, 1))[:, None] for x in (scale, bias))
   causal = jnp.tril(jnp.ones((C, C), bool))[None]
@@ -123,8 +124,18 @@ def begin(k, v, share, W, reset, state):
   if state is None:
     state = fresh(k, v), fresh(k, v), jnp.zeros(v.shape[0], jnp.int32)
   past, dW, count = state
-  at = chunks.positions(reset, count, v.shape[1])
+  at = positions(reset, count, v.shape[1])
   place = at % share.shape[0]
   past = jnp.where((count == 0)[:, None, None, None], W[None], past)
   state = past, dW, at[:, -1] + 1
   return state, (share[place], place == 0, at == 0)
+
+
+TWINS = {"ttt": {"reference": reference, "chunked": chunked}}
+
+
+def example(draw, B, T, H, K):
+  q, k, v = (draw(B, T, H, K) for _ in range(3))
+  x = dict(q=q, k=k, v=v, rate=jax.nn.sigmoid(draw(B, T, H)) / K)
+  x |= dict(share=1 / (1 + jnp.arange(16.0)), W=draw(H, K, K) / K**0.5)
+  return {"ttt": x | dict(scale=jnp.ones((H, K)), bias=jnp.zeros((H, K)))}

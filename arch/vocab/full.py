@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import losses
-from arch.layers import Embedding, product
+from arch.product import product
+from arch.roles import Embedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

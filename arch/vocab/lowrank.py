@@ -15,7 +15,8 @@ import math
 
 from flax import nnx
 
-from arch.layers import Embedding, Matrix, fan_in
+from arch.roles import Embedding, Matrix
+from arch.starts import fan_in
 from arch.vocab import full
 
 

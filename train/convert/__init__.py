@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from arch import lm
+from arch import arrays
 from train import schema, tokenizer, workdir
 from train.checkpoint import Checkpoints, abstract, load_model
 from train.convert import fields, types
@@ -201,9 +201,9 @@ def shape(module, hf: Mapping, where) -> dict:
     raise ValueError(f"{where}: {e}") from None
 
 
-def arrays(model) -> dict:
+def leaves(model) -> dict:
   """Parameters and buffers by their path."""
-  params, buffers = lm.pure(model)
+  params, buffers = arrays.pure(model)
   return flatten_dict(params) | flatten_dict(buffers)
 
 
@@ -225,7 +225,7 @@ def every_rule(hf: Mapping, module, model) -> dict:
           for path, rule in module.own(hf, layer).items():
             found.setdefault((stack, f"own_{j}", *path), []).append(rule)
         layer += 1
-  _, buffers = lm.pure(model)
+  _, buffers = arrays.pure(model)
   for path, buffer in flatten_dict(buffers).items():
     found.setdefault(path, Absent(path, buffer.shape))
   return found
@@ -293,8 +293,8 @@ def model_of(path) -> Read:
   given = {full: folder.tensors[name] for full, name in spelling.items()}
   config = shape(module, hf, where)
   model = abstract(config, where)
-  leaves = arrays(model)
-  size = sum(math.prod(leaf.shape) for leaf in leaves.values())
+  own = leaves(model)
+  size = sum(math.prod(leaf.shape) for leaf in own.values())
   held = sum(tensor.size for tensor in given.values())
   if size > 4 * held + MARGIN:
     raise ValueError(
@@ -302,7 +302,7 @@ def model_of(path) -> Read:
     )
   empty = {
     path: np.broadcast_to(np.float32(0), leaf.shape)
-    for path, leaf in leaves.items()
+    for path, leaf in own.items()
   }
   found = every_rule(hf, module, model)
   expected, ignored = backwards(found, empty), module.ignored(hf)
@@ -310,7 +310,9 @@ def model_of(path) -> Read:
   made = forwards(found, given)
   state = {
     name: unflatten_dict({path: made[path] for path in flatten_dict(kind)})
-    for name, kind in zip(("params", "buffers"), lm.pure(model), strict=True)
+    for name, kind in zip(
+      ("params", "buffers"), arrays.pure(model), strict=True
+    )
   }
   kept = {
     name: given[name]
@@ -431,7 +433,7 @@ def out_of(run, path, which: str = "best") -> int:
   if other:
     raise ValueError(f"{file} is of another model than the run's: {other[0]}")
   model = load_model(run, which)
-  ours = {path: np.asarray(a) for path, a in arrays(model).items()}
+  ours = {path: np.asarray(a) for path, a in leaves(model).items()}
   found = backwards(every_rule(hf, module, model), ours)
   kept = load(Path(run) / KEPT) if (Path(run) / KEPT).exists() else {}
   found |= kept

@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 
-from arch.layers import closest
+from arch.config import closest
 
 
 def names() -> list[str]:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig
 
 from arch.channels import experts as ours
-from arch.layers import Buffer
+from arch.roles import Buffer
 from parity import Case
 
 SOURCE = (

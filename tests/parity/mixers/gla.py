@@ -25,7 +25,7 @@ class Attention(nn.Module):
     maps = {n: nn.Linear(D, w, bias=False) for n, w in widths.items()}
     self.maps = nn.ModuleDict(maps)
     self.gate = nn.Linear(cfg.rank, D // 2)
-    self.norm = nn.Parameter(torch.ones(cfg.value))
+    self.norm = nn.Parameter(torch.ones(cfg.V))
     self.out = nn.Linear(D, D, bias=False)
 
   def forward(self, u):

@@ -84,7 +84,7 @@ def weights(t):
 
 def case(length, expand):
   cfg = ours.Config(dim=D, depth=DEPTH, length=length, expand=expand)
-  theirs = Layers(D, cfg.inner, DEPTH)
+  theirs = Layers(D, cfg.E, DEPTH)
   return Case(Ours, cfg, theirs, weights, length=length)
 
 
@@ -92,7 +92,7 @@ def start(expand):
   cfg = ours.Config(dim=64, depth=2, length=8, expand=expand)
 
   def draw():
-    t = Layers(cfg.dim, cfg.inner, cfg.depth).named_parameters()
+    t = Layers(cfg.dim, cfg.E, cfg.depth).named_parameters()
     return weights({k: p.detach().numpy() for k, p in t})
 
   return Ours, cfg, draw

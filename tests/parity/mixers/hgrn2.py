@@ -34,7 +34,7 @@ class Layer(torch.nn.Module):
     q, f, v = (self.maps[n](x) for n in "qfv")
     f = bound + (1 - bound) * torch.sigmoid(f)
     parts = torch.nn.functional.silu(q), 1 - f, v, torch.log(f)
-    parts = (t.unflatten(-1, (self.cfg.heads, -1)) for t in parts)
+    parts = (t.unflatten(-1, (self.cfg.H, -1)) for t in parts)
     with Double():
       o, _ = naive("gla/naive").naive_recurrent_gla(*parts)
     o = o.flatten(2)

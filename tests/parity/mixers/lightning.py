@@ -21,7 +21,7 @@ def both(**fields):
   own = MiniMaxConfig(
     hidden_size=cfg.dim,
     head_dim=cfg.head,
-    num_attention_heads=cfg.count,
+    num_attention_heads=cfg.H,
     num_key_value_heads=1,
     num_hidden_layers=cfg.depth,
     layer_types=["linear_attention"] * cfg.depth,
@@ -33,7 +33,7 @@ def both(**fields):
   )
 
   def weights(t):
-    qkv = t["qkv_proj.weight"].reshape(cfg.count, 3, cfg.head, cfg.dim)
+    qkv = t["qkv_proj.weight"].reshape(cfg.H, 3, cfg.head, cfg.dim)
     qkv = qkv.swapaxes(0, 1).reshape(-1, cfg.dim)
     maps = [qkv, t["output_gate.weight"]]
     return {

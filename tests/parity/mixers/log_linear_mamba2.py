@@ -21,7 +21,7 @@ D = 12
 class Theirs(torch.nn.Module):
   def __init__(self, cfg, levels):
     super().__init__()
-    E, H, N = cfg.inner, cfg.heads, cfg.groups * cfg.state
+    E, H, N = cfg.E, cfg.H, cfg.groups * cfg.state
     self.cfg, self.sizes = cfg, (E, E + 2 * N, H, H * levels)
     self.in_proj = torch.nn.Linear(cfg.dim, sum(self.sizes), bias=False)
     self.conv1d = torch.nn.Conv1d(
@@ -37,7 +37,7 @@ class Theirs(torch.nn.Module):
   def forward(self, u):
     cfg = self.cfg
     B, T, _ = u.shape
-    E, N, H = cfg.inner, cfg.groups * cfg.state, cfg.heads
+    E, N, H = cfg.E, cfg.groups * cfg.state, cfg.H
     z, xbc, dt, dl = self.in_proj(u).split(self.sizes, -1)
     xbc = F.silu(self.conv1d(xbc.mT)[..., :T].mT)
     x, b, c = xbc.split((E, N, N), -1)
@@ -68,7 +68,7 @@ def case(length, groups, chunk=64):
   theirs = Theirs(cfg, levels).double()
 
   def weights(t):
-    gates, level = np.split(t["in_proj.weight"], [-cfg.heads * levels], 0)
+    gates, level = np.split(t["in_proj.weight"], [-cfg.H * levels], 0)
     return {
       "in_proj": {"weight": gates.T},
       "levels": {"proj": {"weight": level.T}, "L": t["L"]},
@@ -89,7 +89,7 @@ def case(length, groups, chunk=64):
 def start(dim):
   """HAttentionPreTrainedModel._init_weights, initializer_range 0.006."""
   cfg = ours.Config(dim=dim, depth=5, length=64, state=7, head=4, levels=7)
-  E, H, N = cfg.inner, cfg.heads, cfg.state
+  E, H, N = cfg.E, cfg.H, cfg.state
 
   def draw():
     def normal(*shape):

@@ -26,7 +26,7 @@ class Mamba3(nn.Module):
   def __init__(self, cfg):
     super().__init__()
     self.cfg = cfg
-    E, H, G, N, R = cfg.inner, cfg.heads, cfg.groups, cfg.state, cfg.ranks
+    E, H, G, N, R = cfg.E, cfg.H, cfg.groups, cfg.state, cfg.R
     self.widths = E, E, R * G * N, R * G * N, H, H, H, cfg.angles
     self.inner = nn.Linear(cfg.dim, sum(self.widths), bias=False)
     low, high = math.log(1e-3), math.log(1e-1)
@@ -43,7 +43,7 @@ class Mamba3(nn.Module):
 
   def forward(self, u):
     cfg = self.cfg
-    (B, T), H, G, R = u.shape[:2], cfg.heads, cfg.groups, cfg.ranks
+    (B, T), H, G, R = u.shape[:2], cfg.H, cfg.groups, cfg.R
     z, x, b, c, dt, a, lam, angle = self.inner(u).split(self.widths, -1)
     x, z = (t.view(B, T, 1, H, -1) for t in (x, z))
     if cfg.rank:

@@ -18,7 +18,7 @@ D = 12
 class Theirs(torch.nn.Module):
   def __init__(self, cfg):
     super().__init__()
-    self.cfg, inner = cfg, cfg.count * cfg.head
+    self.cfg, inner = cfg, cfg.H * cfg.head
 
     def conv():
       return torch.nn.Conv1d(
@@ -28,8 +28,8 @@ class Theirs(torch.nn.Module):
     self.q_proj = torch.nn.Linear(cfg.dim, inner, bias=False)
     self.k_proj = torch.nn.Linear(cfg.dim, inner, bias=False)
     self.v_proj = torch.nn.Linear(cfg.dim, inner, bias=False)
-    self.a_proj = torch.nn.Linear(cfg.dim, cfg.count)
-    self.b_proj = torch.nn.Linear(cfg.dim, cfg.count)
+    self.a_proj = torch.nn.Linear(cfg.dim, cfg.H)
+    self.b_proj = torch.nn.Linear(cfg.dim, cfg.H)
     self.q_conv, self.k_conv = conv(), conv()
     self.lambda_params = torch.nn.Parameter(torch.empty(inner))
     self.norm = torch.nn.Parameter(torch.empty(cfg.head))
@@ -38,7 +38,7 @@ class Theirs(torch.nn.Module):
   def forward(self, u):
     cfg = self.cfg
     B, T, _ = u.shape
-    shape = B, T, cfg.count, cfg.head
+    shape = B, T, cfg.H, cfg.head
 
     def key(proj, conv):
       x = F.silu(conv(proj(u).mT)[..., :T].mT).reshape(shape)

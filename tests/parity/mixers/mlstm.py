@@ -33,8 +33,8 @@ def both(**fields):
   own = xLSTMConfig(
     hidden_size=cfg.dim,
     num_heads=cfg.heads,
-    qk_dim_factor=cfg.heads * cfg.keys / cfg.dim,
-    v_dim_factor=cfg.heads * cfg.values / cfg.dim,
+    qk_dim_factor=cfg.heads * cfg.K / cfg.dim,
+    v_dim_factor=cfg.heads * cfg.V / cfg.dim,
     gate_soft_cap=cfg.cap,
     eps=cfg.eps,
     norm_eps=cfg.eps if cfg.norm_eps is None else cfg.norm_eps,

@@ -18,7 +18,7 @@ START = [dict(dim=96, head=32)]
 class Retention(nn.Module):
   def __init__(self, cfg):
     super().__init__()
-    self.H, self.K, self.eps = cfg.heads, cfg.head, cfg.eps
+    self.H, self.K, self.eps = cfg.H, cfg.head, cfg.eps
     E = cfg.expand * cfg.dim
     widths = dict(q=cfg.dim, k=cfg.dim, v=E, z=E)
     maps = {n: nn.Linear(cfg.dim, w, bias=False) for n, w in widths.items()}

@@ -30,12 +30,12 @@ class TimeMix(nn.Module):
     self.m = nn.ParameterDict({i: made(D) for i in "wkvrg"})
     self.down = nn.ParameterDict({i: made(D, R) for i in "wkvrg"})
     self.up = nn.ParameterDict({i: made(R, D) for i in "wkvrg"})
-    self.decay, self.u = made(D), made(cfg.heads, cfg.head)
+    self.decay, self.u = made(D), made(cfg.H, cfg.head)
     self.decay_down = made(D, cfg.decay_rank)
     self.decay_up = made(cfg.decay_rank, D)
     maps = {i: nn.Linear(D, D, bias=False) for i in (*MAPS, "out")}
     self.maps = nn.ModuleDict(maps)
-    self.norm = nn.GroupNorm(cfg.heads, D, eps=cfg.eps)
+    self.norm = nn.GroupNorm(cfg.H, D, eps=cfg.eps)
 
   def forward(self, x):
     d = nn.functional.pad(x, (0, 0, 1, -1)) - x
@@ -47,8 +47,7 @@ class TimeMix(nn.Module):
     w = -torch.exp(self.decay + w)
     r, k, v = (self.maps[i](mixed[i]) for i in "rkv")
     r, k, v, w = (
-      t.unflatten(-1, (self.cfg.heads, -1)).transpose(1, 2)
-      for t in (r, k, v, w)
+      t.unflatten(-1, (self.cfg.H, -1)).transpose(1, 2) for t in (r, k, v, w)
     )
     loop = naive("rwkv6/recurrent_naive").naive_recurrent_rwkv6
     with Double():

@@ -99,7 +99,7 @@ def start(layer, depth, recurrent="zeros"):
   def draw():
     own = Layer(cfg.dim, cfg.heads, cfg.conv)
     ratio = layer / (depth - 1) if depth > 1 else 0.0
-    steps = torch.arange(cfg.head) / (cfg.head - 1)
+    steps = torch.arange(cfg.K) / (cfg.K - 1)
     with torch.no_grad():
       own.b_f.copy_(-(-5.0 + 12.0 * steps ** (0.3 + 1.3 * ratio)))
       for gate in GATES if recurrent == "uniform" else "":

@@ -19,7 +19,7 @@ D = 12
 class Theirs(torch.nn.Module):
   def __init__(self, cfg):
     super().__init__()
-    self.cfg, H, dim = cfg, cfg.heads, cfg.dim
+    self.cfg, H, dim = cfg, cfg.H, cfg.dim
     self.qkv_proj = torch.nn.Linear(dim, 3 * dim, bias=False)
     self.conv1d = torch.nn.Conv1d(
       3 * dim,
@@ -43,7 +43,7 @@ class Theirs(torch.nn.Module):
     cfg = self.cfg
     B, T, dim = u.shape
     qkv = F.silu(self.conv1d(self.qkv_proj(u).mT)[..., :T].mT)
-    q, k, v = qkv.reshape(B, T, 3, cfg.heads, -1).unbind(2)
+    q, k, v = qkv.reshape(B, T, 3, cfg.H, -1).unbind(2)
     q, k = (x * (x.square().sum(-1, True) + 1e-6).rsqrt() for x in (q, k))
     theta, eta, alpha = (
       torch.sigmoid(f(u))[..., None, None]
@@ -110,7 +110,7 @@ def start(dim):
   """titans-pytorch's NeuralMemory with a MemoryMLP of depth 2."""
   K = 16
   cfg = ours.Config(dim=dim, depth=5, length=64, head=K)
-  H = cfg.heads
+  H = cfg.H
 
   def draw():
     def linear(d_out):

@@ -19,7 +19,7 @@ D = 12
 class Theirs(torch.nn.Module):
   def __init__(self, cfg):
     super().__init__()
-    self.cfg, H, K = cfg, cfg.heads, cfg.head
+    self.cfg, H, K = cfg, cfg.H, cfg.head
 
     def linear(d_out=cfg.dim, bias=False):
       return torch.nn.Linear(cfg.dim, d_out, bias=bias)
@@ -52,7 +52,7 @@ class Theirs(torch.nn.Module):
   def forward(self, u):
     cfg = self.cfg
     B, T, _ = u.shape
-    H, K, n = cfg.heads, cfg.head, cfg.batch
+    H, K, n = cfg.H, cfg.head, cfg.batch
     q, v = self.q_proj(u), self.v_proj(u)
     if cfg.conv:
       q, k = (f(q.mT)[..., :T].mT for f in (self.q_conv, self.k_conv))

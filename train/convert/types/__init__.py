@@ -23,7 +23,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 
-from arch.layers import closest
+from arch.config import closest
 
 
 def names() -> list[str]:

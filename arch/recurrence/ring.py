@@ -4,8 +4,8 @@ carries from one call to the next.
 A ring is a dict. Its things, B G L W each, hold one row a token, the token of
 stream position p at slot p mod L; `position` is the next token's, and `seen`
 says how many slots hold the document of the latest. A thing named `level` holds
-c_s - c_t, where t is the latest token: see arch/attend.py. So counted, it needs
-no more digits in a long stream than in a short one.
+c_s - c_t, where t is the latest token: see attend.py. So counted, it needs no
+more digits in a long stream than in a short one.
 
 B batch  T time  S tokens of the ring and the call  L ring length  G groups
 W width

@@ -20,7 +20,7 @@ Tiles are held keys first. Then softmax runs along rows, and every product is
 
 B batch  T time  S keys  P past keys  H heads  G groups  R heads a group
 K key width  V value width  N blocks of m queries  M = B G rows, an axis that is
-left out where it is one: see chunks.split in arch/recurrence
+left out where it is one: see chunks.cut in arch/recurrence
 """
 
 import functools
@@ -31,11 +31,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from arch.layers import product
+from arch.product import product
 
 HIDDEN = -1e30  # a score whose exponential is 0, and no NaN against itself
 
 dot = functools.partial(product, "...ij,...jk->...ik")
+
+
+def reference(
+  q, key, value, first=None, window=None, *, level=None, scale=None
+):
+  f32, T, S = jnp.float32, q.shape[1], key.shape[1]
+  R = q.shape[2] // key.shape[2]
+  at, last = jnp.arange(S)[None], jnp.arange(S - T, S)[:, None]
+  visible = (at <= last) & (at > last - (window or S))
+  visible = visible[None]
+  if first is not None:
+    visible &= first[..., None] <= at[None]
+  q, key, value_ = (x.astype(f32) for x in (q, key, value))
+  key, value_ = (jnp.repeat(x, R, 2) for x in (key, value_))
+  s = jnp.einsum("bthk,bshk->bhts", q, key) * (scale or q.shape[-1] ** -0.5)
+  if level is not None:
+    c = jnp.einsum("bsgr->bgrs", level).reshape(-1, q.shape[2], S)
+    s += c[..., S - T :, None] - c[..., None, :]
+  p = jax.nn.softmax(jnp.where(visible[:, None], s, -jnp.inf))
+  return jnp.einsum("bhts,bshv->bthv", p, value_).astype(value.dtype)
 
 
 def attend(q, key, value, first=None, window=None, *, level=None, scale=None):
@@ -129,7 +149,7 @@ class Tiling(NamedTuple):
     return jnp.where((first <= at) & (at <= last), s, HIDDEN)
 
 
-def split(x, size, G, order):
+def cut(x, size, G, order):
   """B T H K -> N M and, by `order`, R m K (rows) or K R m (columns)."""
   B, T, H, K = x.shape
   x = x.reshape(B, T // size, size, G, H // G, K)
@@ -139,7 +159,7 @@ def split(x, size, G, order):
 
 
 def join(x, size, G, order):
-  """Undoes split."""
+  """Undoes cut."""
   N, K = x.shape[0], x.shape[-1 if order == "rmk" else -2]
   own = (-1, size, K) if order == "rmk" else (K, -1, size)
   B = math.prod(x.shape[1:-2]) // G
@@ -152,8 +172,8 @@ def axis(size):
   return () if size == 1 else (size,)
 
 
-rows = functools.partial(split, order="rmk")
-columns = functools.partial(split, order="krm")
+rows = functools.partial(cut, order="rmk")
+columns = functools.partial(cut, order="krm")
 
 
 def limits(first, B, m, G, R):
@@ -254,24 +274,8 @@ def backward(tiling, kept, d_out):
 tiled.defvjp(forward, backward)
 
 
-def rotary(x, position, base=10_000.0):
-  """Turns the pairs (x_i, x_{i + K/2}) by position * base^(-2i / K).
+TWINS = {"attention": {"reference": reference, "tiled": attend}}
 
-  Su et al. 2021, https://arxiv.org/abs/2104.09864, eq. 34, in the halves
-  layout of GPT-NeoX and Llama. Angles are int32 in units of 2^-32 turns, which
-  wrap as turns do: 1e-6 off at any position, where a float32 product is 0.03
-  off at a million. The rates are rounded to such a unit a token.
 
-  Args:
-    x: B T H K with even K.
-    position: B T int32.
-  """
-  K = x.shape[-1]
-  turn = base ** (-np.arange(0, K, 2) / K) / (2 * np.pi)
-  turn = jnp.asarray(np.round(turn * 2**32), jnp.int32)
-  angle = (position[..., None] * turn[None, None]).astype(jnp.float32)
-  angle = angle[:, :, None] * (2 * np.pi / 2**32)  # B T 1 K/2
-  sin, cos = jnp.sin(angle), jnp.cos(angle)
-  sin, cos = jnp.concatenate([-sin, sin], -1), jnp.concatenate([cos, cos], -1)
-  x32 = x.astype(jnp.float32)
-  return (x32 * cos + jnp.roll(x32, K // 2, -1) * sin).astype(x.dtype)
+def example(draw, B, T, H, K):
+  return {"attention": {x: draw(B, T, H, K) for x in ("q", "key", "value")}}

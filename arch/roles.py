@@ -1,0 +1,27 @@
+"""What a variable of a model is, which decides its decay and its optimiser."""
+
+from flax import nnx
+
+
+class Matrix(nnx.Param):
+  """A dense map, d_in x d_out in its last two axes: weight decay, Muon."""
+
+
+class Embedding(nnx.Param):
+  """A row per symbol."""
+
+
+class Vector(nnx.Param):
+  """Acts elementwise: norm weights, biases, depthwise convolutions."""
+
+
+class Gate(nnx.Param):
+  """Sets a decay, a step size, a skip or a mixture, or is a map to one: never
+  decayed towards zero."""
+
+
+class Buffer(nnx.Variable):
+  """Saved and restored, written by the step from `aux`; has no gradient."""
+
+
+ROLES = (Matrix, Embedding, Vector, Gate)
