@@ -24,10 +24,6 @@ from arch.layers import NORMS, positions
 from arch.registry import find
 from arch.roles import Embedding
 
-# A stack of at most this many blocks is unrolled on a CPU, which saves the
-# copies of its stacked activations.
-UNROLL = 16
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
@@ -269,7 +265,7 @@ class LM(nnx.Module):
         layer + period * jnp.arange(n, dtype=jnp.int32),
       )
       layer += n * period
-      if n == 1 or (target.name() == "cpu" and n <= UNROLL):
+      if n <= target.now().unroll:
         carry, ys = (x, stream), []
         for part in unstack(xs, n):
           carry, y = body(carry, part)

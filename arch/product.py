@@ -34,7 +34,7 @@ def product(formula, x, y, precision=None):
       f"product of {formula!r}: each letter must be once in two or three of "
       "its parts, and ... in front of all or none"
     )
-  if target.name() == "cpu":
+  if target.now().arranged:
     # XLA refuses some bfloat16 products with a float32 sum there
     return cpu_product(formula, x.astype(jnp.float32), y.astype(jnp.float32))
   return jnp.einsum(

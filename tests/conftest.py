@@ -11,12 +11,12 @@ os.environ["XLA_FLAGS"] = " ".join(
 
 import jax
 
-from arch import lm
+from arch import target
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
-lm.UNROLL = 0
+target.TARGETS["cpu"] = target.TARGETS["cpu"]._replace(unroll=1)
 jax.devices()  # reads the flags, of which libtpu would refuse a CPU's
 os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].rpartition(" ")[0]
 

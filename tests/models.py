@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import arch
-from arch import arrays, registry
+from arch import arrays, registry, target
 from arch.pattern import expand
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +35,12 @@ def _alone(name):
 
 # of one mixer: what holds for these holds, block by block, for hybrids
 ALONE = [name for name in CONFIGS if _alone(name)]
+
+
+def unrolled(monkeypatch, blocks):
+  """Stacks of at most so many blocks are unrolled."""
+  like = target.TARGETS["cpu"]._replace(unroll=blocks)
+  monkeypatch.setitem(target.TARGETS, "cpu", like)
 
 
 def build(c, seed=0):

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.experimental import pallas
 
 import arch
-from arch import lm, registry
+from arch import registry, target
 from arch.count import Flops, decoding, flops, group_of
 
 f32 = jnp.float32
@@ -188,12 +188,12 @@ def test_what_has_no_formula_is_refused(name, function):
     flops(function, W)
 
 
-def test_the_machine_that_counts_does_not_matter(monkeypatch):
+def test_the_machine_that_counts_does_not_matter():
   c = models.config("gated_deltanet")
   found = []
   for platform in ("cpu", "tpu"):
-    monkeypatch.setattr(jax, "default_backend", lambda p=platform: p)
-    found.append(arch.count(arch.abstract(c.model), 64))
+    with target.using(platform):
+      found.append(arch.count(arch.abstract(c.model), 64))
   assert found[0] == found[1]
 
 
@@ -250,7 +250,7 @@ def test_state_and_its_cost():
 def test_same_scanned_or_unrolled(monkeypatch):
   model = arch.abstract(mixed().model)
   scanned = arch.count(model, 11)
-  monkeypatch.setattr(lm, "UNROLL", 16)
+  models.unrolled(monkeypatch, 16)
   assert arch.count(model, 11) == scanned
 
 

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from models import close
 
+from arch import target
 from arch.channels import experts, swiglu
 from arch.count import flops
 
@@ -91,11 +92,11 @@ def same(channel, x):
   ],
   ids=str,
 )
-def test_equals_a_loop_over_experts(fields, platform, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_equals_a_loop_over_experts(fields, platform):
   channel = make(**fields)
   choose(channel, jnp.linspace(-0.1, 0.1, channel.cfg.experts))
-  same(channel, inputs())
+  with target.using(platform):
+    same(channel, inputs())
 
 
 @pytest.mark.parametrize("favourites", [[4], [1, 3]])
@@ -161,8 +162,7 @@ def test_bfloat16_is_close_and_strict():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])
-def test_gradients_add_up_in_float32(platform, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_gradients_add_up_in_float32(platform):
   channel = experts.Channel(
     experts.Config(
       **COMMON, dtype="bfloat16", experts=1, top=1, width=7, shared=0
@@ -176,7 +176,8 @@ def test_gradients_add_up_in_float32(platform, monkeypatch):
   def grad(channel, x):
     return jax.grad(lambda c: jnp.sum(call(c, x).astype(jnp.float32)))(channel)
 
-  whole, one = (grad(channel, x).down[...] for x in (x, x[:, :1]))
+  with target.using(platform):
+    whole, one = (grad(channel, x).down[...] for x in (x, x[:, :1]))
   close(whole / 4096, one, 4e-3)  # bfloat16 rounds by half of that
 
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import build, close, config, noisy, tokens
+from models import build, close, config, noisy, tokens, unrolled
 
 import arch
-from arch import arrays, layers, lm, registry, roles
+from arch import arrays, layers, registry, roles
 from arch.config import Config as Base
 from arch.pattern import expand, stacks
 
@@ -126,7 +126,7 @@ def test_unrolled_is_scanned(monkeypatch):
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
   scanned = run(model)
-  monkeypatch.setattr(lm, "UNROLL", 8)
+  unrolled(monkeypatch, 8)
   close(run(model), scanned)
 
 
@@ -180,7 +180,7 @@ def test_places_that_share_must_be_equal():
 @pytest.mark.parametrize("unroll", [0, 8])
 def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
   """Zamba2: shared weights beside a place's own maps, the embedded tokens."""
-  monkeypatch.setattr(lm, "UNROLL", unroll)
+  unrolled(monkeypatch, unroll)
   shared = {
     "mixer": "attention",
     "channel": "swiglu",
@@ -376,7 +376,7 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   toy = types.ModuleType("arch.mixers.toy")
   toy.Config, toy.Mixer, toy.Shared = Config, Mixer, Shared
   monkeypatch.setitem(sys.modules, "arch.mixers.toy", toy)
-  monkeypatch.setattr(lm, "UNROLL", unroll)
+  unrolled(monkeypatch, unroll)
   known = registry.names
   monkeypatch.setattr(registry, "names", lambda axis: [*known(axis), "toy"])
   pattern = ("toy", {"mixer": "toy", "scale": 2.0})

@@ -7,6 +7,7 @@ import programs
 import pytest
 from models import batch, close, config
 
+from arch import target
 from train import optimizer
 from train.evaluate import Scorer
 from train.sharding import Sharding
@@ -85,10 +86,10 @@ def test_eight_devices_are_one(replicates, model):
   ("name", "platform", "parts"),
   [("mingru", "cpu", 2), ("mingru", "cpu", 8), ("experts", "tpu", 1)],
 )
-def test_a_device_computes_its_sequences(name, platform, parts, monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: platform)
+def test_a_device_computes_its_sequences(name, platform, parts):
   c = quick(name, accumulate=parts, batch=8 * parts)
-  step, sharding = Step(c), Sharding()
+  with target.using(platform):
+    step, sharding = Step(c), Sharding()
   state = jax.eval_shape(lambda: step.init(0, 1e-3))
   data = jax.eval_shape(lambda: batch(c))
   placed = (

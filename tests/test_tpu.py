@@ -11,6 +11,7 @@ import programs
 import pytest
 from models import ALONE, MIXERS, batch, config
 
+from arch import target
 from train.sharding import Sharding
 from train.step import Step
 
@@ -45,14 +46,13 @@ def sharding(topology):
 
 @pytest.mark.parametrize(("topology", "name"), CASES)
 def test_a_training_step_compiles(
-  topology, name, monkeypatch, record_property, pytestconfig
+  topology, name, record_property, pytestconfig
 ):
-  # what is traced is what a TPU would be given
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   size = "small" if pytestconfig.getoption("provenance") else "tiny"
   c = config(name, size)
   c.train.batch, c.model.dtype = 8, "bfloat16"
-  step = Step(c)
+  with target.using("tpu"):
+    step = Step(c)
   state = jax.eval_shape(lambda: step.init(0, 1e-3))
   devices = sharding(topology)
   state = devices.placed(state, devices.state_specs(state))

@@ -13,24 +13,26 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from arch import arrays, lm
+from arch import arrays, lm, target
 from train import optimizer
 from train.sharding import apart
 
 
 class Compiled:
-  """jax.jit of a function of a state and a batch, wherever those are."""
+  """jax.jit of a function of a state and a batch, wherever those are, traced
+  for the target that it was made under."""
 
   def __init__(self, function, **options):
     self._jit = jax.jit(function, **options)
     self._cache_size = self._jit._cache_size
+    self._target = target.now().name
 
   def __call__(self, state, batch):
-    with apart(batch):
+    with target.using(self._target), apart(batch):
       return self._jit(state, batch)
 
   def lower(self, state, batch):
-    with apart(batch):
+    with target.using(self._target), apart(batch):
       return self._jit.lower(state, batch)
 
 

@@ -193,7 +193,7 @@ def dispatch(x, choice, weights, load, matrices):
   shares = spread(weights.reshape(N * K), pair, slots.reshape(N * K, 1))
   shares = jnp.where(real, shares, 0).astype(x.dtype)
   blocks = inputs.reshape(S // R, R, D), shares.reshape(S // R, R)
-  run = blocked if target.name() == "cpu" else batched
+  run = blocked if target.now().one_by_one else batched
   y = run(*blocks, *matrices, expert).reshape(S, D)
   return collect(y, pair // K, slots)
 

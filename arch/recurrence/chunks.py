@@ -30,11 +30,10 @@ dot = functools.partial(product, precision=jax.lax.Precision.HIGHEST)
 def size(time, chunk=None):
   """The power of two that covers `time`, at most `chunk`.
 
-  By default that is 64, or 32 on a CPU: the delta rule, whose matrices are C C,
-  then takes two thirds to nine tenths of the time, and a gated one no longer.
+  By default that is the target's.
   """
   if chunk is None:
-    chunk = 32 if target.name() == "cpu" else 64
+    chunk = target.now().chunk
   if chunk < 1 or chunk & (chunk - 1):
     raise ValueError(f"{chunk=} must be a power of two")
   return min(chunk, 1 << (time - 1).bit_length())
