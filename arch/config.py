@@ -46,7 +46,8 @@ class Config:
   length: int
   dtype: str = "float32"
 
-  stream = ()  # keys of the dict that crosses layers; see block.Block
+  reads = ()  # entries of the stream that crosses layers; see arch/law.py
+  writes = ()  # those that it answers in its Aux
   embedding = False  # whether what it reads has the embedded tokens beside it
 
   @property

@@ -170,7 +170,7 @@ def decoding(model, length: int) -> Decoding:
   state = jax.eval_shape(lambda model: model.init_state(1, length), model)
   size = dict.fromkeys(GROUPS, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    names = [entry.key for entry in path[:3]]  # stack, block, module
+    names = [entry.key for entry in path[:4]]  # trunk, stack, block, module
     group = "channel" if names[-1] == "channel" else "mixer"
     if names == ["position"]:
       group = "vocab"
@@ -188,7 +188,8 @@ def group_of(path: tuple) -> str:
     return "vocab"
   if path[0] in ("norm", "embed_norm"):
     return "norm"
-  name = path[2] if path[0].startswith("stack_") else path[1]
+  _, block, *inside = path
+  name = inside[1] if block.startswith("stack_") else inside[0]
   if name == "channel":
     return "channel"
   if name in registry.names("mixers") or name == "out":  # of block.Own

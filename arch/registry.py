@@ -1,9 +1,17 @@
-"""The files of arch/mixers, arch/channels and arch/vocab are the registry."""
+"""The files of arch/mixers, arch/channels, arch/vocab and arch/wiring are the
+registry."""
 
 import importlib
 import pkgutil
 
 from arch.config import closest
+
+AXES = {
+  "mixers": "mixer",
+  "channels": "channel mixer",
+  "vocab": "vocabulary",
+  "wiring": "wiring",
+}
 
 
 def names(axis: str) -> list[str]:
@@ -15,8 +23,7 @@ def names(axis: str) -> list[str]:
 def find(axis: str, name: str):
   """The module arch/<axis>/<name>.py; ValueError names the closest ones."""
   if name not in names(axis):
-    what = {"mixers": "mixer", "channels": "channel mixer"}.get(
-      axis, "vocabulary"
+    raise ValueError(
+      f"unknown {AXES[axis]} {name!r}: {closest(name, names(axis))}"
     )
-    raise ValueError(f"unknown {what} {name!r}: {closest(name, names(axis))}")
   return importlib.import_module(f"arch.{axis}.{name}")

@@ -13,7 +13,7 @@ from ml_collections import config_dict
 
 from arch import config, lm, registry
 from arch.config import closest
-from arch.pattern import expand
+from arch.pattern import places
 
 SIZES = ("tiny", "small", "full")
 
@@ -198,9 +198,9 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
 
 def fields(c) -> list[str]:
   """Paths of what the model, its mixers and channel mixers can be told."""
-  places = expand(c.model.pattern, c.model.depth, c.model.channel)
-  used = {("mixers", name) for place in places for name in place.mixers}
-  used |= {("channels", p.channel) for p in places if p.channel != "none"}
+  found = places(c.model.pattern, c.model.depth, c.model.channel)
+  used = {("mixers", name) for place in found for name in place.mixers}
+  used |= {("channels", p.channel) for p in found if p.channel != "none"}
   common = {f.name for f in dataclasses.fields(config.Config)}
   found = [f"model.{f.name}" for f in dataclasses.fields(lm.Config)]
   for axis, name in sorted(used):

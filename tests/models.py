@@ -9,7 +9,7 @@ import numpy as np
 
 import arch
 from arch import arrays, registry, target
-from arch.pattern import expand
+from arch.pattern import places
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
@@ -29,8 +29,8 @@ def config(name, size="tiny"):
 
 def _alone(name):
   c = config(name).model
-  places = expand(c.pattern, c.depth, c.channel)
-  return len({mixer for place in places for mixer in place.mixers}) == 1
+  found = places(c.pattern, c.depth, c.channel)
+  return len({mixer for place in found for mixer in place.mixers}) == 1
 
 
 # of one mixer: what holds for these holds, block by block, for hybrids

@@ -234,10 +234,10 @@ def stream(T=16):
 def test_without_a_state_all_of_the_call_is_seen(fields):
   m = mixer(**fields)
   x, reset, first = stream()
-  y, _ = call(m, x, reset)
+  y, *_ = call(m, x, reset)
   close(y, naive(m, x, first, fields.get("window")))
   if not fields:
-    y, _ = call(m, x)
+    y, *_ = call(m, x)
     close(y, naive(m, x, 0 * first))
 
 
@@ -263,7 +263,7 @@ def test_a_ring_is_a_window_however_the_stream_is_cut(
     edges = [0, *cuts, T]
     for a, b in zip(edges[:-1], edges[1:], strict=True):
       now = reset[:, a:b] if packed else None
-      y, state = call(m, x[:, a:b], now, state)
+      y, state, _ = call(m, x[:, a:b], now, state)
       ys.append(y)
     close(jnp.concatenate(ys, 1), expected)
     last = last or state
@@ -274,22 +274,22 @@ def test_a_call_without_a_state_leaves_one():
   m = mixer()
   x, reset, _ = stream()
   for T in (1, 7, 16):
-    _, fresh = call(m, x[:, :T], reset[:, :T])
-    _, carried = call(m, x[:, :T], reset[:, :T], m.init_state(2))
+    _, fresh, _ = call(m, x[:, :T], reset[:, :T])
+    _, carried, _ = call(m, x[:, :T], reset[:, :T], m.init_state(2))
     close(fresh, carried)
 
 
 def test_rows_of_a_stream_may_differ_in_position():
   m = mixer()
   x, reset, _ = stream()
-  _, ahead = call(m, x[:, :8], reset[:, :8], m.init_state(2))
-  _, behind = call(m, x[:, :1], reset[:, :1], m.init_state(2))
+  _, ahead, _ = call(m, x[:, :8], reset[:, :8], m.init_state(2))
+  _, behind, _ = call(m, x[:, :1], reset[:, :1], m.init_state(2))
   mixed = jax.tree.map(lambda a, b: jnp.stack([a[0], b[1]]), ahead, behind)
   for T in (1, 8):
     now = x[:, 8 : 8 + T], jnp.zeros((2, T), bool)
-    y, _ = call(m, *now, mixed)
-    old, _ = call(m, *now, ahead)
-    new, _ = call(m, *now, behind)
+    y, *_ = call(m, *now, mixed)
+    old, *_ = call(m, *now, ahead)
+    new, *_ = call(m, *now, behind)
     close(y, jnp.stack([old[0], new[1]]))
 
 

@@ -23,6 +23,7 @@ import pytest
 from arch import arrays, lm
 from train import checkpoint, workdir
 from train.checkpoint import Checkpoints
+from train.step import Step
 
 BITS = "bits_per_byte"
 
@@ -450,6 +451,23 @@ def test_a_model_is_loaded_from_its_folder_alone(run, which, step, capfd):
   model = checkpoint.load_model(path, which)
   assert isinstance(model, lm.LM)
   assert bits(arrays.pure(model)) == bits(tuple(trained(c, step).values()))
+  assert capfd.readouterr() == ("", "")
+
+
+def test_names_of_before_are_read(tmp_path, capfd):
+  """When blocks lay beside the vocabulary; of Adam's means as well."""
+  c = models.config("experts")
+  step = Step(c)
+  state = step.init(0, 1e-3)
+  old = checkpoint.without_trunk(state)
+  assert "stack_0" in old["params"] and "trunk" in state["params"]
+  with workdir.Workdir(tmp_path) as w, Checkpoints(w) as saved:
+    w.record(c)
+    saved.save(1, old, metrics={BITS: 1.0})
+    found, at = saved.restore(jax.eval_shape(lambda: step.init(0, 1e-3)))
+  assert at == 1 and bits(found) == bits(state)
+  model = checkpoint.load_model(tmp_path)
+  assert bits(arrays.pure(model)) == bits((state["params"], state["buffers"]))
   assert capfd.readouterr() == ("", "")
 
 

@@ -263,8 +263,8 @@ def test_idle_parameters_are_not_active(monkeypatch):
 
 
 def test_parameter_of_no_group():
-  with pytest.raises(ValueError, match="stack_0.block_0.adapter.weight"):
-    group_of(("stack_0", "block_0", "adapter", "weight"))
+  with pytest.raises(ValueError, match="trunk.stack_0.block_0.adapter.weight"):
+    group_of(("trunk", "stack_0", "block_0", "adapter", "weight"))
 
 
 def test_total():

@@ -202,8 +202,8 @@ def test_bias_moves_the_load_towards_balance():
   violations = []
   for _ in range(150):
     aux = run(channel, x)
-    violations.append(float(aux["load_violation"]))
-    channel.bias[...] = aux["next"]["bias"]
+    violations.append(float(aux.statistics["load_violation"]))
+    channel.bias[...] = aux.next["bias"]
   assert violations[0] > 2
   assert np.mean(violations[-5:]) < 0.3
 
@@ -211,8 +211,8 @@ def test_bias_moves_the_load_towards_balance():
 def test_next_bias_by_hand():
   channel = choose(make(top=1, balance_rate=0.5), [0, 0, 9, 0, 0])
   aux = jax.jit(lambda x: channel(x, None, None)[2])(inputs())
-  close(aux["next"]["bias"], jnp.array([0.5, 0.5, 8.5, 0.5, 0.5]), 1e-6)
-  close(aux["load_violation"], 4.0, 1e-6)
+  close(aux.next["bias"], jnp.array([0.5, 0.5, 8.5, 0.5, 0.5]), 1e-6)
+  close(aux.statistics["load_violation"], 4.0, 1e-6)
 
 
 def test_one_token_costs_no_more_than_its_experts():

@@ -43,7 +43,7 @@ def test_negative_eigenvalues():
     x = jnp.full((1, 1, 4), 100.0)
     k = jax.nn.silu(mixer.qkv(x)[0, 0, 4:8])
     k = layers.unit(k)
-    _, new = mixer(x, None, state)
+    _, new, _ = mixer(x, None, state)
     answer = k @ S[0, 0]
     assert jnp.abs(k @ new["S"][0, 0] - factor * answer).max() < 1e-4
 

@@ -14,7 +14,8 @@ from models import build, close, config, noisy, tokens, unrolled
 import arch
 from arch import arrays, layers, registry, roles
 from arch.config import Config as Base
-from arch.pattern import expand, stacks
+from arch.law import At, Aux
+from arch.pattern import places, stacks
 
 
 def small(**fields):
@@ -24,7 +25,7 @@ def small(**fields):
 
 
 def block_names(pattern, depth):
-  return ["|".join(place.mixers) for place in expand(pattern, depth, "swiglu")]
+  return ["|".join(place.mixers) for place in places(pattern, depth, "swiglu")]
 
 
 def test_a_pattern_is_repeated_and_cut():
@@ -33,11 +34,11 @@ def test_a_pattern_is_repeated_and_cut():
 
 
 def test_the_longest_periodic_run_is_stacked():
-  griffin = expand(("rglru", "rglru", "attention"), 26, "swiglu")
+  griffin = places(("rglru", "rglru", "attention"), 26, "swiglu")
   assert [(n, len(part)) for n, part in stacks(griffin)] == [(8, 3), (1, 2)]
-  one = expand(("mamba2",), 4, "none")
+  one = places(("mamba2",), 4, "none")
   assert [(n, len(part)) for n, part in stacks(one)] == [(4, 1)]
-  odd = expand(("s4d", "mamba2", "mamba2", "rglru"), 4, "none")
+  odd = places(("s4d", "mamba2", "mamba2", "rglru"), 4, "none")
   assert [(n, len(part)) for n, part in stacks(odd)] == [
     (1, 1),
     (2, 1),
@@ -73,6 +74,22 @@ def test_the_longest_periodic_run_is_stacked():
       "ranks must be positive",
     ),
     (({"mixer": "attention|mamba", "embedding": True},), 1, "some do not"),
+    (
+      ({"mixer": "mamba", "wiring": "paralel"},),
+      1,
+      "unknown wiring 'paralel': did you mean 'parallel'.*residual",
+    ),
+    (
+      ({"mixer": "attention|mamba", "wiring": "residual"},),
+      1,
+      "takes one mixer, not attention.mamba: wiring='parallel'",
+    ),
+    (
+      ({"mixer": "rwkv7", "head": 6},),
+      2,
+      "block 0: rwkv7 reads 'first_value', which no block before it writes; "
+      "known there: embedding",
+    ),
   ],
 )
 def test_a_wrong_pattern_is_refused(pattern, depth, error):
@@ -110,6 +127,10 @@ def test_an_unknown_vocabulary_names_all():
   c.model.vocab.name = "ful"
   with pytest.raises(ValueError, match="'full'.*Known: full, lowrank"):
     arch.abstract(c.model)
+
+
+def features(model, text):
+  return jax.jit(lambda model: model.features(text)[0])(model)  # traced anew
 
 
 def test_unrolled_is_scanned(monkeypatch):
@@ -159,14 +180,15 @@ def test_shared_places_share_weights_and_keep_their_own_state():
   model = noisy(build(c))
   assert arch.count(model, 8).params == arch.count(alone, 8).params
   text = tokens(c, 1)
-  whole, _ = model(text)
+  call = jax.jit(lambda *args: model(*args))
+  whole, _ = call(text)
   state = model.init_state(1)
   steps = []
   for t in range(text.shape[1]):
-    logits, state = model(text[:, t : t + 1], None, state)
+    logits, state = call(text[:, t : t + 1], None, state)
     steps.append(logits)
   close(jnp.concatenate(steps, 1), whole)
-  ssm = state["stack_0"]["block_0"]["mamba2"]["ssm"]
+  ssm = state["trunk"]["stack_0"]["block_0"]["mamba2"]["ssm"]
   assert ssm.shape[0] == 3 and not np.allclose(ssm[0], ssm[1])
 
 
@@ -192,50 +214,59 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
   c = small(pattern=("mamba", shared) * 2 + ("mamba",), depth=5)
   c.model.channel = "none"
   model, text = noisy(build(c)), tokens(c)
-  assert model.repeats == (1, 2)
+  assert model.trunk.repeats == (1, 2)
 
-  def own(i, name):
-    return jax.tree.map(lambda a: a[i], getattr(model.stack_1, name))
+  @jax.jit
+  def slow(model):
+    def own(i, name):
+      return jax.tree.map(lambda a: a[i], getattr(model.trunk.stack_1, name))
 
-  x = e = model.vocab.embed(text)
-  first = model.stack_0.block_0
-  first = jax.tree.map(lambda a: a[0], first)
-  x = x + first.mamba(first.norm(x), None, None)[0]
-  block = model.shared_a
-  params, _ = arrays.pure(block)
-  for i in range(2):
-    low = own(i, "own_0")
-    attention = arrays.fill(block, params, {}).attention
-    downs = jnp.split(low.attention.down.weight[...], 3, 1)
-    ups = [getattr(low.attention, n).weight[...] for n in "qkv"]
-    attention.qkv.weight[...] += jnp.concatenate(
-      [a @ b for a, b in zip(downs, ups, strict=True)], 1
-    )
-    u = block.norm(jnp.concatenate([x, e], -1))
-    y, _ = attention(u, None, None)
-    swiglu = arrays.fill(block, params, {}).channel
-    wide = jnp.concatenate([swiglu.gate[...], swiglu.up[...]], 1)
-    wide += low.channel.down.weight[...] @ low.channel.up.weight[...]
-    swiglu.gate[...], swiglu.up[...] = jnp.split(wide, 2, 1)
-    a = swiglu(block.channel_norm(y), None, None)[0] @ low.out.weight[...]
-    last = own(i, "block_1")
-    x = x + last.mamba(last.norm(x + a), None, None)[0]
-  close(model.features(text)[0], model.norm(x))
+    x = e = model.vocab.embed(text)
+    first = model.trunk.stack_0.block_0
+    first = jax.tree.map(lambda a: a[0], first)
+    x = x + first.mamba(first.norm(x), None, None)[0]
+    block = model.trunk.shared_a
+    params, _ = arrays.pure(block)
+    for i in range(2):
+      low = own(i, "own_0")
+      attention = arrays.fill(block, params, {}).attention
+      downs = jnp.split(low.attention.down.weight[...], 3, 1)
+      ups = [getattr(low.attention, n).weight[...] for n in "qkv"]
+      attention.qkv.weight[...] += jnp.concatenate(
+        [a @ b for a, b in zip(downs, ups, strict=True)], 1
+      )
+      u = block.norm(jnp.concatenate([x, e], -1))
+      y, *_ = attention(u, None, None)
+      swiglu = arrays.fill(block, params, {}).channel
+      wide = jnp.concatenate([swiglu.gate[...], swiglu.up[...]], 1)
+      wide += low.channel.down.weight[...] @ low.channel.up.weight[...]
+      swiglu.gate[...], swiglu.up[...] = jnp.split(wide, 2, 1)
+      a = swiglu(block.channel_norm(y), None, None)[0] @ low.out.weight[...]
+      last = own(i, "block_1")
+      x = x + last.mamba(last.norm(x + a), None, None)[0]
+    return model.norm(x)
+
+  close(features(model, text), slow(model))
 
 
 def test_parallel_mixers_are_normalised_and_averaged():
   c = config("mamba2_attention")
   c.model.pattern, c.model.depth = ("mamba2|attention",), 1
   model = noisy(build(c))
-  block = jax.tree.map(lambda a: a[0], model.stack_0).block_0
+  block = jax.tree.map(lambda a: a[0], model.trunk.stack_0).block_0
   x = jax.random.normal(jax.random.key(0), (2, 5, c.model.dim))
-  u = block.norm(x)
-  both = [
-    block.mamba2_norm(block.mamba2(u, None, None)[0]),
-    block.attention_norm(block.attention(u, None, None)[0]),
-  ]
-  found, *_ = block(x, None, None, {}, None)
-  close(found, x + sum(both) / 2)
+
+  @jax.jit
+  def slow(block):
+    u = block.norm(x)
+    both = [
+      block.mamba2_norm(block.mamba2(u, None, None)[0]),
+      block.attention_norm(block.attention(u, None, None)[0]),
+    ]
+    return x + sum(both) / 2
+
+  found = jax.jit(lambda block: block(x, None, At())[0])(block)
+  close(found, slow(block))
 
 
 @pytest.mark.parametrize("norm", sorted(layers.NORMS))
@@ -267,20 +298,21 @@ def test_the_shell_of_gpt2():
   assert sizes.groups["norm"] - plain.groups["norm"] == (norms + 1) * D
   assert sizes.decoding.state["vocab"] == 4
 
+  call = jax.jit(lambda *args: model(*args))
   reset = jnp.zeros(text.shape, bool).at[0, 5].set(True)
-  whole, last = model(text, reset)
+  whole, last = call(text, reset)
   state, steps = model.init_state(2), []
   for t in range(text.shape[1]):
     now = slice(t, t + 1)
-    logits, state = model(text[:, now], reset[:, now], state)
+    logits, state = call(text[:, now], reset[:, now], state)
     steps.append(logits)
   close(jnp.concatenate(steps, 1), whole)
   close(state, last)
   assert state["position"].tolist() == [8, 13]
-  tail, _ = model(text[:1, 5:])
+  tail, _ = call(text[:1, 5:])
   close(whole[0, 5:], tail[0])
 
-  over, _ = model(text[:, :1], None, state)
+  over, _ = call(text[:, :1], None, state)
   assert jnp.all(jnp.isfinite(over[0])) and not jnp.any(jnp.isfinite(over[1]))
   with pytest.raises(ValueError, match="14 tokens at once.* 13 learned"):
     model(jnp.zeros((1, 14), jnp.int32))
@@ -289,7 +321,7 @@ def test_the_shell_of_gpt2():
 def test_positions_tell_tokens_apart():
   c = small(positions=13)
   model = noisy(build(c))
-  x = model.features(jnp.ones((1, 13), jnp.int32))[0]
+  x = features(model, jnp.ones((1, 13), jnp.int32))
   assert jnp.linalg.norm(x[0, 0] - x[0, 1]) > 0.1
 
 
@@ -297,15 +329,16 @@ def test_dropout_is_of_the_key_and_only_in_training():
   c = small(dropout=0.4)
   model, text = noisy(build(c)), tokens(c)
 
+  @jax.jit
   def out(key):
-    return np.asarray(model.features(text, key=key)[0])
+    return model.features(text, key=key)[0]
 
   one, again, other = (out(jax.random.key(k)) for k in (1, 1, 2))
   np.testing.assert_array_equal(one, again)
   assert not np.allclose(one, other)
   c.model.dropout = 0.0
   without = arrays.fill(arch.abstract(c.model), *arrays.pure(model))
-  close(out(None), without.features(text)[0], 1e-6)
+  close(out(None), features(without, text), 1e-6)
 
 
 def test_a_stream_crosses_layers(monkeypatch):
@@ -313,7 +346,7 @@ def test_a_stream_crosses_layers(monkeypatch):
 
   @dataclasses.dataclass(frozen=True, kw_only=True)
   class Config(Base):
-    stream = ("embedding", "sum")
+    reads, writes = ("embedding", "sum"), ("sum",)
 
   class Mixer(nnx.Module):
     def __init__(self, cfg, *, layer, rngs):
@@ -323,9 +356,9 @@ def test_a_stream_crosses_layers(monkeypatch):
     def init_state(self, batch, length=None):
       return {}
 
-    def __call__(self, x, reset, state, stream):
-      y = self.weight[...][None, None] * stream["sum"]
-      return y, {}, {**stream, "sum": stream["sum"] + stream["embedding"]}
+    def __call__(self, x, reset, state, *, embedding, sum):
+      y = self.weight[...][None, None] * sum
+      return y, {}, Aux(stream={"sum": sum + embedding})
 
   toy = types.ModuleType("arch.mixers.toy")
   toy.Config, toy.Mixer = Config, Mixer
@@ -336,7 +369,7 @@ def test_a_stream_crosses_layers(monkeypatch):
   model, text = build(c), tokens(c)
   x = model.vocab.embed(text)
   # 0 + 1 + 2 embeddings are added by the three layers
-  close(model.features(text)[0], model.norm(4 * x))
+  close(features(model, text), model.norm(4 * x))
 
 
 def test_places_that_cannot_share_are_refused():
@@ -352,6 +385,8 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   @dataclasses.dataclass(frozen=True, kw_only=True)
   class Config(Base):
     scale: float = 1.0
+
+    reads = ("row",)
 
   class Shared(nnx.Module):
     def __init__(self, cfg, *, rngs):
@@ -369,9 +404,9 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
     def init_state(self, batch, length=None):
       return {}
 
-    def __call__(self, x, reset, state, shared):
-      y = (self.weight[...] * shared)[None, None]
-      return jnp.broadcast_to(y, x.shape), {}
+    def __call__(self, x, reset, state, row):
+      y = (self.weight[...] * row)[None, None]
+      return jnp.broadcast_to(y, x.shape), {}, Aux()
 
   toy = types.ModuleType("arch.mixers.toy")
   toy.Config, toy.Mixer, toy.Shared = Config, Mixer, Shared
@@ -383,16 +418,16 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   c = small(pattern=pattern, channel="none", depth=5)
   model, text = build(c), tokens(c)
   assert arch.count(model, 8).groups["mixer"] == 2 * 5 * c.model.dim
-  rows = model.once.toy.rows[...]
+  rows = model.trunk.once.toy.rows[...]
   assert rows.shape == (5, c.model.dim)
   x = model.vocab.embed(text)
   added = jnp.array([1.0, 4.0, 3.0, 8.0, 5.0]) @ rows
-  close(model.features(text)[0], model.norm(x + added[None, None]))
+  close(features(model, text), model.norm(x + added[None, None]))
 
 
 def test_roles_by_type():
   c = config("mamba2")
-  roles = arrays.roles(arch.abstract(c.model))["stack_0"]["block_0"]
+  roles = arrays.roles(arch.abstract(c.model))["trunk"]["stack_0"]["block_0"]
   mixer = roles["mamba2"]
   assert mixer["in_proj"]["weight"] == "Matrix"
   assert mixer["conv"]["weight"] == "Vector"

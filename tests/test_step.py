@@ -40,6 +40,7 @@ def test_a_replicate_is_the_run_alone():
     alone, _ = trained(c, step.init(seed, lr), step)
     one = jax.tree.map(lambda x, i=i: x[i], together)
     close(one["params"], alone["params"])
+  assert step.train._cache_size() == 2  # of three, and of one
 
 
 def test_replicates_may_see_their_own_batches():
@@ -136,7 +137,7 @@ def test_stacked_layers_are_never_sharded():
   c.model.depth = 8
   state = jax.eval_shape(lambda: Step(c).init(0, 1e-3))
   specs = Sharding(8).state_specs(state)
-  stacked = specs["params"]["stack_0"]["block_0"]["mamba2"]["in_proj"]
+  stacked = specs["params"]["trunk"]["stack_0"]["block_0"]["mamba2"]["in_proj"]
   assert stacked["weight"][0] is None
   assert "model" in tuple(stacked["weight"])
 
@@ -194,7 +195,7 @@ def test_muon_gives_a_matrix_orthogonal_updates_layer_by_layer():
     state["params"],
   )
   updates, _ = step.optimizer.update(noise, state["opt"], state["params"])
-  out = updates["stack_0"]["block_0"]["mamba2"]["out_proj"]["weight"]
+  out = updates["trunk"]["stack_0"]["block_0"]["mamba2"]["out_proj"]["weight"]
   for layer in out:
     values = np.linalg.svd(layer, compute_uv=False)
     assert values.max() / values.min() < 2.5

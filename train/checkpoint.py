@@ -265,8 +265,12 @@ def read(folder: Path, abstract_state, iterator=None, part=False):
   Raises:
     ValueError: it holds other arrays; names them.
   """
-  saved, given = label(folder), shapes(abstract_state)
+  saved, wanted = label(folder), abstract_state
   arrays = saved["arrays"]
+  older = not any(".trunk." in name for name in arrays)
+  if older:
+    wanted = without_trunk(wanted)
+  given = shapes(wanted)
   names = given if part else arrays | given
   other = [
     f"{name}: saved {arrays.get(name)}, expected {given.get(name)}"
@@ -281,7 +285,7 @@ def read(folder: Path, abstract_state, iterator=None, part=False):
       f"{folder} does not fit this model or version:\n  " + "\n  ".join(other)
     )
   ocp = orbax()
-  target = jax.tree.map(placed, abstract_state)
+  target = jax.tree.map(placed, wanted)
   args = ocp.args.PyTreeRestore(
     item=target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
@@ -289,11 +293,39 @@ def read(folder: Path, abstract_state, iterator=None, part=False):
   )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     state = reader.restore((folder / "state").absolute(), args=args)
+  if older:
+    state = with_trunk(state, abstract_state)
   if iterator is not None:
     from grain.checkpoint import CheckpointHandler
 
     CheckpointHandler().restore(folder / "iterator", iterator)
   return state
+
+
+def without_trunk(tree):
+  """With the names of before, when the blocks lay beside the vocabulary."""
+  if isinstance(tree, dict):
+    tree = tree.get("trunk", {}) | {
+      k: x for k, x in tree.items() if k != "trunk"
+    }
+    return {k: without_trunk(x) for k, x in tree.items()}
+  if isinstance(tree, tuple):
+    return jax.tree.map(without_trunk, tree, is_leaf=lambda x: x is not tree)
+  return tree
+
+
+def with_trunk(tree, like):
+  """Undoes `without_trunk`."""
+  if isinstance(like, dict):
+    return {
+      k: with_trunk(tree if k == "trunk" else tree[k], x)
+      for k, x in like.items()
+    }
+  if isinstance(like, tuple):
+    return jax.tree.map(
+      with_trunk, tree, like, is_leaf=lambda x: x is not tree and x is not like
+    )
+  return tree
 
 
 def placed(x):

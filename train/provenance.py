@@ -67,9 +67,10 @@ def code(model) -> str:
   Comments count: what a file means is not looked into.
   """
   modules = {"arch.lm", *TRAINING, f"arch.vocab.{model['vocab']['name']}"}
-  for place in pattern.expand(
+  for place in pattern.places(
     model["pattern"], model["depth"], model["channel"]
   ):
+    modules.add(f"arch.wiring.{place.wiring}")
     modules |= {f"arch.mixers.{name}" for name in place.mixers}
     modules |= {f"arch.channels.{place.channel}"}
   return _hash(set().union(*map(sources, modules)))

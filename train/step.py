@@ -95,14 +95,14 @@ class Step:
     new = {
       **state,
       "params": params,
-      "buffers": overwrite(state["buffers"], aux["next"]),
+      "buffers": overwrite(state["buffers"], aux.next),
       "opt": opt,
       "step": state["step"] + 1,
     }
     new = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)
     new["alive"] = alive
     metrics = {"loss": loss, "grad_norm": norm, "alive": alive}
-    return new, metrics | aux["statistics"]
+    return new, metrics | aux.statistics
 
   def _gradients(self, state, batch, key):
     """Loss and aux of the whole batch and their gradient, M parts at a time."""
@@ -110,7 +110,7 @@ class Step:
     def objective(params, part, key):
       model = arrays.fill(self.model, params, state["buffers"])
       loss, aux = model.loss(**part, key=key)
-      return loss + aux["loss"], (loss, aux)
+      return loss + aux.loss, (loss, aux)
 
     gradient = jax.grad(objective, has_aux=True)
     parts = self.cfg.train.accumulate

@@ -32,6 +32,7 @@ from flax import nnx
 
 from arch import config, rows, target
 from arch.channels import swiglu
+from arch.law import Aux
 from arch.product import product
 from arch.roles import Buffer, Matrix
 from arch.starts import fan_in
@@ -149,8 +150,8 @@ class Channel(nnx.Module):
     pairs = x.shape[0] * x.shape[1] * K
     share = jnp.sum(load, 0).astype(jnp.float32) * (E / pairs)
     bias = self.bias[...] + self.cfg.balance_rate * jnp.sign(1 - share)
-    aux = {"load_violation": jnp.max(share) - 1, "next": {"bias": bias}}
-    return y, {}, aux
+    statistics = {"load_violation": jnp.max(share) - 1}
+    return y, {}, Aux(statistics=statistics, next={"bias": bias})
 
 
 def route(cfg, x, router, bias):

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 
 from arch import config, layers, starts
+from arch.law import Aux
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,4 +52,4 @@ class Channel(nnx.Module):
     return {}
 
   def __call__(self, x, reset, state):
-    return self.down(self.activation(self.up(x))), {}, {}
+    return self.down(self.activation(self.up(x))), {}, Aux()

@@ -22,6 +22,7 @@ from flax import nnx
 
 from arch import layers, roles
 from arch.channels import gelu, relu2
+from arch.law import Aux
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,12 @@ class Channel(nnx.Module):
       self.receptance = layers.Linear(D, D, init=zeros, **kw)
 
   def init_state(self, batch, length=None):
-    return jnp.zeros((batch, self.cfg.dim), self.cfg.compute)
+    return {"x": jnp.zeros((batch, self.cfg.dim), self.cfg.compute)}
 
   def __call__(self, x, reset, state):
     x = x.astype(self.cfg.compute)
-    state = self.init_state(x.shape[0]) if state is None else state
-    step = layers.shift(x, reset, state) - x
+    state = state or self.init_state(x.shape[0])
+    step = layers.shift(x, reset, state["x"]) - x
 
     def mixed(m):
       return x + m[...].astype(x.dtype)[None, None] * step
@@ -62,4 +63,4 @@ class Channel(nnx.Module):
     y = self.down(relu2.squared_relu(self.up(mixed(self.mix))))
     if self.cfg.receptance:
       y *= jax.nn.sigmoid(self.receptance(mixed(self.mix_r)))
-    return y, x[:, -1], {}
+    return y, {"x": x[:, -1]}, Aux()

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers
+from arch.law import Aux
 from arch.layers import along
 from arch.roles import Matrix, Vector
 from arch.starts import fan_in
@@ -86,4 +87,4 @@ class Channel(nnx.Module):
     y = (self.activation(gate) * up) @ self.down[...].astype(x.dtype)
     if self.cfg.bias:
       y += along(self.down_bias[...], y).astype(x.dtype)
-    return y, {}, {}
+    return y, {}, Aux()

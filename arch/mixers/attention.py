@@ -41,6 +41,7 @@ import numpy as np
 from flax import nnx
 
 from arch import config, layers, starts
+from arch.law import Aux
 from arch.recurrence import ring
 from arch.recurrence.attend import attend, read
 
@@ -188,7 +189,7 @@ class Mixer(nnx.Module):
     y = y.reshape(B, T, H * K)
     if cfg.gate:
       y = y.astype(jnp.float32) * jax.nn.sigmoid(z.astype(jnp.float32))
-    return self.out_proj(y), state
+    return self.out_proj(y), state, Aux()
 
   def normalised(self, norm, x):
     """B T H K from B T H*K."""

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers
+from arch.law import Aux
 from arch.recurrence import delta
 
 
@@ -70,7 +71,7 @@ class Mixer(nnx.Module):
   def __call__(self, u, reset, state):
     B, T, D = u.shape
     H, K = self.cfg.H, self.cfg.head
-    state = state or {"conv": None, "S": None}
+    state = state or self.init_state(u.shape[0])
 
     qkv, conv = self.conv(self.qkv(u), reset, state["conv"])
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
@@ -81,4 +82,8 @@ class Mixer(nnx.Module):
     q, write, k = (t.astype(v.dtype) for t in (q, k * beta[..., None], k))
     keep = jnp.zeros((B, T, H))  # the log of a decay of 1
     o, S = delta.chunked(q, write, v, keep, None, k, reset, state["S"])
-    return self.out_proj(self.norm(o).reshape(B, T, D)), {"conv": conv, "S": S}
+    return (
+      self.out_proj(self.norm(o).reshape(B, T, D)),
+      {"conv": conv, "S": S},
+      Aux(),
+    )

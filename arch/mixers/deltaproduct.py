@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import layers, roles, starts
+from arch.law import Aux
 from arch.mixers import gated_deltanet
 from arch.recurrence import delta
 
@@ -77,7 +78,7 @@ class Mixer(gated_deltanet.Mixer):
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
     H, n = self.cfg.H, self.steps
-    state = state or {"conv": None, "S": None}
+    state = state or self.init_state(u.shape[0])
 
     def at(step, x):
       """B T ... -> B Tn ...: x at that step of each token, else 0."""
@@ -95,4 +96,4 @@ class Mixer(gated_deltanet.Mixer):
     if reset is not None:
       reset = at(0, reset)
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
-    return self.output(o[:, n - 1 :: n], z), {"conv": conv, "S": S}
+    return self.output(o[:, n - 1 :: n], z), {"conv": conv, "S": S}, Aux()

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import delta
 
 
@@ -94,7 +95,7 @@ class Mixer(nnx.Module):
     return {"conv": conv, "S": jnp.zeros((batch, H, K, V))}
 
   def __call__(self, u, reset, state):
-    state = state or {"conv": None, "S": None}
+    state = state or self.init_state(u.shape[0])
     q, k, v, z, conv = self.project(u, reset, state["conv"])
     q *= self.cfg.head**-0.5
     beta, log_alpha = self.gate(u)
@@ -102,7 +103,7 @@ class Mixer(nnx.Module):
     erase = k * jnp.exp(log_alpha)[..., None]
     q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
-    return self.output(o, z), {"conv": conv, "S": S}
+    return self.output(o, z), {"conv": conv, "S": S}, Aux()
 
   def project(self, u, reset, conv):
     """Unit q and k, and v, a head each, z, and the next state of the taps.

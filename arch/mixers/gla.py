@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import gated
 
 
@@ -74,9 +75,10 @@ class Mixer(nnx.Module):
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
-    return jnp.zeros((batch, cfg.heads, cfg.K, cfg.V))
+    return {"S": jnp.zeros((batch, cfg.heads, cfg.K, cfg.V))}
 
   def __call__(self, u, reset, state):
+    state = state or self.init_state(u.shape[0])
     cfg = self.cfg
     B, T, D = u.shape
     H, K, V = cfg.heads, cfg.K, cfg.V
@@ -87,6 +89,10 @@ class Mixer(nnx.Module):
     g = self.gate(low).astype(jnp.float32) + self.gate_bias[...][None, None]
     g = jax.nn.log_sigmoid(g) / cfg.normaliser
     q, k, g = (t.reshape(B, T, H, K) for t in (q * K**-0.5, k, g))
-    o, S = gated.chunked(q, k, v.reshape(B, T, H, V), g, reset, state)
+    o, S = gated.chunked(q, k, v.reshape(B, T, H, V), g, reset, state["S"])
     o = self.norm(o.astype(jnp.float32)).reshape(B, T, D)
-    return self.out_proj(o * jax.nn.silu(z.astype(jnp.float32))), S
+    return (
+      self.out_proj(o * jax.nn.silu(z.astype(jnp.float32))),
+      {"S": S},
+      Aux(),
+    )

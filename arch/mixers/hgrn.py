@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.recurrence import diagonal
 
 
@@ -35,6 +36,8 @@ class Config(config.Config):
 
   expand: int = 1
   eps: float = 1e-5
+
+  reads = ("bounds",)
 
   def __post_init__(self):
     self.positive("expand")
@@ -70,13 +73,14 @@ class Mixer(nnx.Module):
     self.out_proj = layers.Linear(E, D, **kw)
 
   def init_state(self, batch, length=None):
-    return jnp.zeros((batch, self.cfg.E))
+    return {"h": jnp.zeros((batch, self.cfg.E))}
 
-  def __call__(self, x, reset, state, shared):
+  def __call__(self, x, reset, state, bounds):
+    state = state or self.init_state(x.shape[0])
     i, f, g = jnp.split(self.in_proj(x).astype(jnp.float32), 3, -1)
-    bound = shared[None, None]
+    bound = bounds[None, None]
     # 1 - f, exact also where the gate is nearly open
     write = (1 - bound) * jax.nn.sigmoid(-f)
     f = bound + (1 - bound) * jax.nn.sigmoid(f)
-    h, state = diagonal.scan(f, write * jax.nn.silu(i), reset, state)
-    return self.out_proj(self.norm(h) * jax.nn.silu(g)), state
+    h, last = diagonal.scan(f, write * jax.nn.silu(i), reset, state["h"])
+    return self.out_proj(self.norm(h) * jax.nn.silu(g)), {"h": last}, Aux()

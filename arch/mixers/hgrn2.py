@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers
+from arch.law import Aux
 from arch.mixers import hgrn
 from arch.recurrence import gated
 
@@ -36,6 +37,8 @@ class Config(config.Config):
 
   head: int = 128
   eps: float = 1e-5
+
+  reads = ("bounds",)
 
   def __post_init__(self):
     self.divide("dim", "head")
@@ -63,17 +66,19 @@ class Mixer(nnx.Module):
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
-    return jnp.zeros((batch, H, K, K))
+    return {"S": jnp.zeros((batch, H, K, K))}
 
-  def __call__(self, x, reset, state, shared):
+  def __call__(self, x, reset, state, bounds):
+    state = state or self.init_state(x.shape[0])
     B, T, D = x.shape
     q, f, v = jnp.split(self.in_proj(x), 3, -1)
-    f, bound = f.astype(jnp.float32), shared[None, None]
+    f, bound = f.astype(jnp.float32), bounds[None, None]
     # 1 - f and log f, exact where the gate is nearly open or shut
     k = (1 - bound) * jax.nn.sigmoid(-f)
     floor = jnp.log(jnp.maximum(bound, 1e-30))
     g = jax.nn.log_sigmoid(f) + jax.nn.softplus(floor - f)
     q, k = jax.nn.silu(q) * self.cfg.head**-0.5, k.astype(v.dtype)
     q, k, v, g = (t.reshape(B, T, -1, self.cfg.head) for t in (q, k, v, g))
-    o, S = gated.chunked(q, k, v, g, reset, state)
-    return self.out_proj(self.norm(o.reshape(B, T, D).astype(jnp.float32))), S
+    o, S = gated.chunked(q, k, v, g, reset, state["S"])
+    o = self.norm(o.reshape(B, T, D).astype(jnp.float32))
+    return self.out_proj(o), {"S": S}, Aux()

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.recurrence import convolution
 
 
@@ -115,4 +116,8 @@ class Mixer(nnx.Module):
     s = b * v
     y, past = convolution.chunked(self.filter(), s, reset, state["past"])
     y += self.skip[...][None, None] * s.astype(jnp.float32)
-    return self.out_proj(a * y.astype(a.dtype)), {"conv": conv, "past": past}
+    return (
+      self.out_proj(a * y.astype(a.dtype)),
+      {"conv": conv, "past": past},
+      Aux(),
+    )

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import delta
 
 
@@ -78,7 +79,7 @@ class Mixer(nnx.Module):
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
     H, K = self.cfg.H, self.cfg.head
-    state = state or {"conv": None, "S": None}
+    state = state or self.init_state(u.shape[0])
 
     qkv, conv = self.conv(self.qkv(u), reset, state["conv"])
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
@@ -96,4 +97,4 @@ class Mixer(nnx.Module):
     o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
     o = self.norm(o.astype(jnp.float32)).reshape(B, T, H * K)
     o *= jax.nn.sigmoid(self.gate_proj(r).astype(jnp.float32))
-    return self.out_proj(o), {"conv": conv, "S": S}
+    return self.out_proj(o), {"conv": conv, "S": S}, Aux()

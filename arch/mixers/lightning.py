@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.recurrence import gated
 
 
@@ -70,15 +71,20 @@ class Mixer(nnx.Module):
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
-    return jnp.zeros((batch, H, K, K))
+    return {"S": jnp.zeros((batch, H, K, K))}
 
   def __call__(self, u, reset, state):
+    state = state or self.init_state(u.shape[0])
     B, T, _ = u.shape
     H, K = self.cfg.H, self.cfg.head
     qkv, z = jnp.split(self.in_proj(u), (3 * H * K,), -1)
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
     q, k, v = (qkv[:, :, i] for i in range(3))
     g = jnp.broadcast_to(-self.slopes[...][None, None], (B, T, H))
-    o, S = gated.chunked(q, k, v, g, reset, state)
+    o, S = gated.chunked(q, k, v, g, reset, state["S"])
     o = self.norm(o.astype(jnp.float32).reshape(B, T, H * K))
-    return self.out_proj(o * jax.nn.sigmoid(z.astype(jnp.float32))), S
+    return (
+      self.out_proj(o * jax.nn.sigmoid(z.astype(jnp.float32))),
+      {"S": S},
+      Aux(),
+    )

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import layers, roles, starts
+from arch.law import Aux
 from arch.mixers import gated_deltanet
 from arch.recurrence import log_linear
 
@@ -91,4 +92,4 @@ class Mixer(gated_deltanet.Mixer):
       (state["S"], state["count"]),
       chunk=self.cfg.chunk,
     )
-    return self.output(o, z), {"conv": conv, "S": S, "count": count}
+    return self.output(o, z), {"conv": conv, "S": S, "count": count}, Aux()

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import layers, roles, starts
+from arch.law import Aux
 from arch.mixers import mamba2
 from arch.recurrence import log_linear
 
@@ -83,4 +84,4 @@ class Mixer(mamba2.Mixer):
       chunk=self.cfg.chunk,
     )
     y = self.output(y, x, z, groups=1)
-    return y, {"conv": conv, "ssm": ssm, "count": count}
+    return y, {"conv": conv, "ssm": ssm, "count": count}, Aux()

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.recurrence import diagonal
 
 
@@ -94,6 +95,7 @@ class Mixer(nnx.Module):
     return {"h": (zero, zero)}
 
   def __call__(self, u, reset, state):
+    state = state or self.init_state(u.shape[0])
     gamma = jnp.exp(self.gamma_log[...])[None, None]
     b = jnp.split(self.B(u).astype(jnp.float32), 2, -1)
     h, last = diagonal.scan_pair(
@@ -101,9 +103,9 @@ class Mixer(nnx.Module):
       jnp.exp(self.theta_log[...])[None, None],
       *(gamma * part for part in b),
       reset,
-      None if state is None else state["h"],
+      state["h"],
     )
     y = self.C(jnp.concatenate(h, -1)).astype(jnp.float32)
     y += self.D[...][None, None] * u.astype(jnp.float32)
     p, q = jnp.split(self.out_proj(jax.nn.gelu(y)), 2, -1)
-    return p * jax.nn.sigmoid(q), {"h": last}
+    return p * jax.nn.sigmoid(q), {"h": last}, Aux()

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import diagonal
 
 
@@ -94,7 +95,7 @@ class Mixer(nnx.Module):
 
   def __call__(self, u, reset, state):
     R, N = self.cfg.R, self.cfg.state
-    state = state or {"conv": None, "ssm": None}
+    state = state or self.init_state(u.shape[0])
 
     x, z = jnp.split(self.in_proj(u), 2, -1)
     x, conv = self.conv(x, reset, state["conv"])
@@ -111,4 +112,4 @@ class Mixer(nnx.Module):
       x, dt, A, b, c, reset, state["ssm"], negative=self.cfg.negative
     )
     y = (y + self.D[...][None, None] * x) * jax.nn.silu(z)
-    return self.out_proj(y), {"conv": conv, "ssm": ssm}
+    return self.out_proj(y), {"conv": conv, "ssm": ssm}, Aux()

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import gated
 
 
@@ -90,11 +91,11 @@ class Mixer(nnx.Module):
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
-    state = state or {"conv": None, "ssm": None}
+    state = state or self.init_state(u.shape[0])
     x, z, conv, reads = self.project(u, reset, state["conv"])
     y, ssm = gated.chunked(*reads, reset, state["ssm"])
     y = self.output(y, x, z, self.cfg.groups)
-    return y, {"conv": conv, "ssm": ssm}
+    return y, {"conv": conv, "ssm": ssm}, Aux()
 
   def project(self, u, reset, conv):
     """x: B T H P, z: B T E, the next state of the taps, and what a recurrence

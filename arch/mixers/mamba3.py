@@ -36,6 +36,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import chunks, diagonal, gated
 
 
@@ -193,12 +194,13 @@ class Mixer(nnx.Module):
       y *= jax.nn.silu(z * self.mimo_z[...][None, None])
       y *= self.mimo_o[...][None, None]
     y = sum(y[:, :, r] for r in range(R)).reshape(B, T, E)
-    return self.out_proj(y), {
+    new = {
       "angle": last - 2 * math.pi * jnp.round(last / (2 * math.pi)),
       "S": S,
       "key": k[:, -1],
       "x": x[:, -1],
     }
+    return self.out_proj(y), new, Aux()
 
   def shifted(self, x, norm, bias):
     """B or C of each head, B T R H N in float32."""

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.recurrence import mesa
 
 
@@ -102,4 +103,4 @@ class Mixer(nnx.Module):
       steps=cfg.steps,
     )
     o = self.norm(o).reshape(B, T, H * K)
-    return self.out_proj(o), {"conv": conv, "H": new_H, "G": new_G}
+    return self.out_proj(o), {"conv": conv, "H": new_H, "G": new_G}, Aux()

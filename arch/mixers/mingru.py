@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, starts
+from arch.law import Aux
 from arch.recurrence import diagonal
 
 
@@ -60,17 +61,18 @@ class Mixer(nnx.Module):
     self.out_proj = layers.Linear(E, D, **kw) if cfg.expand != 1 else None
 
   def init_state(self, batch, length=None):
-    return jnp.zeros((batch, self.cfg.E))
+    return {"h": jnp.zeros((batch, self.cfg.E))}
 
   def __call__(self, x, reset, state):
+    state = state or self.init_state(x.shape[0])
     gates = (getattr(self, name)(x).astype(jnp.float32) for name in self.gates)
     z = self.balance(*gates)
     v = self.v_proj(x).astype(jnp.float32)
     # sigmoid(-z) is 1 - sigmoid(z), exact also where the gate is nearly open
     b = jax.nn.sigmoid(z) * g(v)
-    h, state = diagonal.scan(jax.nn.sigmoid(-z), b, reset, state)
+    h, last = diagonal.scan(jax.nn.sigmoid(-z), b, reset, state["h"])
     y = h.astype(self.cfg.compute)
-    return y if self.out_proj is None else self.out_proj(y), state
+    return y if self.out_proj is None else self.out_proj(y), {"h": last}, Aux()
 
   @staticmethod
   def balance(z):

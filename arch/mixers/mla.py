@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers
+from arch.law import Aux
 from arch.product import product
 from arch.recurrence import ring
 from arch.recurrence.attend import attend, read
@@ -115,7 +116,7 @@ class Mixer(nnx.Module):
       y, state = self.step(q, p, new, reset, state)
     else:
       y, state = self.call(q, p, new, reset, state)
-    return self.out_proj(y.reshape(B, T, -1)), state
+    return self.out_proj(y.reshape(B, T, -1)), state, Aux()
 
   def call(self, q, p, new, reset, state):
     """Many tokens: the keys and values of all latents that they see."""

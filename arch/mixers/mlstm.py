@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import gated
 
 
@@ -117,7 +118,7 @@ class Mixer(nnx.Module):
     h = self.norm(h).reshape(B, T, H * V) * jax.nn.sigmoid(
       z.astype(jnp.float32)
     )
-    return self.out_proj(h), {"m": m[:, -1], "S": S}
+    return self.out_proj(h), {"m": m[:, -1], "S": S}, Aux()
 
   @staticmethod
   def stabiliser(i, f, reset, first):

@@ -23,6 +23,7 @@ import numpy as np
 from flax import nnx
 
 from arch import config, layers, starts
+from arch.law import Aux
 from arch.recurrence import gated
 
 
@@ -89,4 +90,4 @@ class Mixer(nnx.Module):
     o, S = gated.chunked(q, k, v, g, reset, state["S"])
     o = self.norm(o.astype(jnp.float32)).reshape(B, T, H * V)
     o *= jax.nn.silu(z.astype(jnp.float32))
-    return self.out_proj(o), {"position": position[:, -1] + 1, "S": S}
+    return self.out_proj(o), {"position": position[:, -1] + 1, "S": S}, Aux()

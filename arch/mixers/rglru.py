@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.product import product
 from arch.recurrence import diagonal
 
@@ -112,7 +113,7 @@ class Mixer(nnx.Module):
     h, last = diagonal.scan(jnp.exp(log_a), b, reset, state["h"])
     y = jax.nn.gelu(y) * h.astype(y.dtype)
     new = {"conv": conv, "h": last, "fresh": jnp.zeros(B, bool)}
-    return self.out_proj(y), new
+    return self.out_proj(y), new, Aux()
 
   def gate(self, x):
     """r and i, both B T E in float32."""

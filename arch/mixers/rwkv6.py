@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import gated
 
 
@@ -120,4 +121,4 @@ class Mixer(nnx.Module):
     )
     o = self.norm(o.astype(jnp.float32)).reshape(B, T, D)
     o *= jax.nn.silu(self.gate(x_g).astype(jnp.float32))
-    return self.out_proj(o), {"x": x[:, -1], "S": S}
+    return self.out_proj(o), {"x": x[:, -1], "S": S}, Aux()

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.recurrence import delta
 
 
@@ -53,7 +54,13 @@ class Config(config.Config):
   gate_rank: int | None = None
   eps: float = 1e-5
 
-  stream = ("first_value",)
+  @property
+  def reads(self):
+    return ("first_value",) if self.residual else ()
+
+  @property
+  def writes(self):
+    return () if self.residual else ("first_value",)
 
   def __post_init__(self):
     self.divide("dim", "head")
@@ -129,7 +136,7 @@ class Mixer(nnx.Module):
       "S": jnp.zeros((batch, H, K, K)),
     }
 
-  def __call__(self, x, reset, state, stream):
+  def __call__(self, x, reset, state, first_value=None):
     B, T, D = x.shape
     state = state or self.init_state(B)
 
@@ -143,10 +150,9 @@ class Mixer(nnx.Module):
     r, k, v = self.r_proj(x_r), self.k_proj(x_k), self.v_proj(x_v)
     if self.cfg.residual:
       share = jax.nn.sigmoid(self.value(x_v)).astype(v.dtype)
-      v += (stream["first_value"] - v) * share
-    else:
-      stream = {**stream, "first_value": v}
+      v += (first_value - v) * share
 
+    aux = Aux() if self.cfg.residual else Aux(stream={"first_value": v})
     r, k = r.astype(jnp.float32), k.astype(jnp.float32)
     kk = self.by_head(k * self.k_k[...][None, None])
     kk = layers.normalise(kk, 1e-24) * self.cfg.head**-0.5
@@ -161,7 +167,7 @@ class Mixer(nnx.Module):
     o = layers.standardise(o, self.cfg.head * self.cfg.eps).reshape(B, T, D)
     o = o * self.norm[...][None, None] + self.norm_bias[...][None, None]
     y = (o + bonus.reshape(B, T, D)) * g
-    return self.out_proj(y), {"token": x[:, -1], "S": S}, stream
+    return self.out_proj(y), {"token": x[:, -1], "S": S}, aux
 
   def by_head(self, x):
     return x.reshape(*x.shape[:2], self.cfg.H, self.cfg.head)

@@ -28,6 +28,7 @@ import numpy as np
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import diagonal
 
 
@@ -96,15 +97,15 @@ class Mixer(nnx.Module):
     return {"ssm": (zero, zero)}
 
   def __call__(self, u, reset, state):
+    state = state or self.init_state(u.shape[0])
     dt = jnp.exp(self.log_dt[...])[:, None]
     real = -jnp.exp(self.log_A_real[...])
     (x, angle), (p, q) = diagonal.hold(dt, real, self.A_imag[...])
     c, d = self.C[...]
     c, d = 2 * (c * p - d * q), 2 * (c * q + d * p)
     wide = u.astype(jnp.float32)
-    ssm = None if state is None else state["ssm"]
-    y, ssm = diagonal.convolve(wide, x, angle, c, d, reset, ssm)
+    y, ssm = diagonal.convolve(wide, x, angle, c, d, reset, state["ssm"])
     y = y + self.D[...][None, None] * wide
     y = jax.nn.gelu(y, approximate=False)
     a, b = jnp.split(self.out_proj(y), 2, -1)
-    return a * jax.nn.sigmoid(b), {"ssm": ssm}
+    return a * jax.nn.sigmoid(b), {"ssm": ssm}, Aux()

@@ -25,6 +25,7 @@ import numpy as np
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import diagonal
 
 
@@ -89,6 +90,7 @@ class Mixer(nnx.Module):
     return {"h": (zero, zero)}
 
   def __call__(self, u, reset, state):
+    state = state or self.init_state(u.shape[0])
     real = jnp.minimum(self.A_re[...], -1e-4)
     A, gain = diagonal.hold(jnp.exp(self.log_dt[...]), real, self.A_im[...])
     A, gain = (tuple(t[None, None] for t in pair) for pair in (A, gain))
@@ -97,10 +99,10 @@ class Mixer(nnx.Module):
       *A,
       *diagonal.times(gain, b),
       reset,
-      None if state is None else state["h"],
+      state["h"],
     )
     y = 2 * self.C(jnp.concatenate(h, -1)).astype(jnp.float32)
     y += self.D[...][None, None] * u.astype(jnp.float32)
     z = jax.nn.gelu(y)
     gate = jax.nn.sigmoid(self.out_proj(z).astype(jnp.float32))
-    return (z * gate).astype(self.cfg.compute), {"h": last}
+    return (z * gate).astype(self.cfg.compute), {"h": last}, Aux()

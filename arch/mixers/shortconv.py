@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers
+from arch.law import Aux
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,10 @@ class Mixer(nnx.Module):
     self.out_proj = layers.Linear(D, D, init=normal, **kw)
 
   def init_state(self, batch, length=None):
-    return self.conv.init_state(batch)
+    return {"conv": self.conv.init_state(batch)}
 
   def __call__(self, u, reset, state):
+    state = state or self.init_state(u.shape[0])
     b, c, x = jnp.split(self.in_proj(u), 3, -1)
-    y, state = self.conv(b * x, reset, state)
-    return self.out_proj(c * y), state
+    y, conv = self.conv(b * x, reset, state["conv"])
+    return self.out_proj(c * y), {"conv": conv}, Aux()

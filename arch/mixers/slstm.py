@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles
+from arch.law import Aux
 from arch.product import product
 from arch.recurrence import chunks
 
@@ -132,7 +133,7 @@ class Mixer(nnx.Module):
 
   def __call__(self, x, reset, state):
     B, T, D = x.shape
-    state = self.init_state(B) if state is None else state
+    state = state or self.init_state(B)
     x = x.astype(self.cfg.compute)
     u, conv = self.conv(x, reset, state["conv"])
     gates = self.heads(jax.nn.silu(u), self.if_proj)
@@ -143,7 +144,7 @@ class Mixer(nnx.Module):
     h, cell = scan(gates, self.R[...], keep, state["cell"])
     y = layers.standardise(h.swapaxes(0, 1), self.cfg.eps).reshape(B, T, D)
     y *= (1 + self.norm[...])[None, None]
-    return y.astype(self.cfg.compute), {"conv": conv, "cell": cell}
+    return y.astype(self.cfg.compute), {"conv": conv, "cell": cell}, Aux()
 
   def heads(self, x, weight):
     """x W of every head by itself, B T H 2K in float32."""

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import titans
 
 
@@ -122,4 +123,4 @@ class Mixer(nnx.Module):
     o = self.norm(o.astype(jnp.float32)).reshape(B, T, D)
     o *= jax.nn.silu(z.astype(jnp.float32))
     new = dict(zip(names, new, strict=True))
-    return self.out_proj(o), {"conv": conv, **new}
+    return self.out_proj(o), {"conv": conv, **new}, Aux()

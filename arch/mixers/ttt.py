@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers, roles, starts
+from arch.law import Aux
 from arch.recurrence import ttt
 
 
@@ -127,4 +128,4 @@ class Mixer(nnx.Module):
     y = self.norm((q.astype(jnp.float32) + z).reshape(B, T, D))
     if cfg.gate:
       y *= jax.nn.gelu(self.gate(u).astype(jnp.float32))
-    return self.out_proj(y), new
+    return self.out_proj(y), new, Aux()

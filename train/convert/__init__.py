@@ -211,19 +211,20 @@ def every_rule(hf: Mapping, module, model) -> dict:
   """Path of every array -> its rule, or a list of one a repeat."""
   found = dict(module.top(hf))
   layer = 0
-  for i, n in enumerate(model.repeats):
-    stack = f"stack_{i}"
-    places = getattr(model, stack).places
+  for name, n, stack in model.trunk.stacks:
     for _ in range(n):
-      for j, place in enumerate(places):
+      for j, place in enumerate(stack.places):
         for path, rule in module.block(hf, layer).items():
           if place.share:
-            found.setdefault((f"shared_{place.share}", *path), rule)
+            own = ("trunk", f"shared_{place.share}", *path)
+            found.setdefault(own, rule)
           else:
-            found.setdefault((stack, f"block_{j}", *path), []).append(rule)
+            own = ("trunk", name, f"block_{j}", *path)
+            found.setdefault(own, []).append(rule)
         if place.aside or place.own:
           for path, rule in module.own(hf, layer).items():
-            found.setdefault((stack, f"own_{j}", *path), []).append(rule)
+            own = ("trunk", name, f"own_{j}", *path)
+            found.setdefault(own, []).append(rule)
         layer += 1
   _, buffers = arrays.pure(model)
   for path, buffer in flatten_dict(buffers).items():

@@ -6,7 +6,6 @@ Two, because the second one's values are mixed with the first one's.
 import dataclasses
 import math
 
-import jax.numpy as jnp
 import numpy as np
 import torch
 from flax import nnx
@@ -90,9 +89,8 @@ class Ours(nnx.Module):
     self.second = ours.Mixer(cfg, layer=layer + 1, rngs=rngs)
 
   def __call__(self, x, reset, state):
-    stream = {"first_value": jnp.zeros_like(x)}
-    y, _, stream = self.first(x, reset, None, stream)
-    return y + self.second(x + y, reset, None, stream)[0], None
+    y, _, aux = self.first(x, reset, None)
+    return y + self.second(x + y, reset, None, **aux.stream)[0], None
 
 
 def case(length, head):

@@ -1,0 +1,259 @@
+"""The blocks of a model, one after another; it never sees a vocabulary.
+
+The longest periodic run of places is stacked and scanned over (unrolled where
+the target likes that), the rest runs one by one.
+
+B batch  T time  D width  n repeats of a stack
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from arch import pattern, target
+from arch.law import At, Aux
+from arch.layers import Linear
+from arch.registry import find
+
+
+class Trunk(nnx.Module):
+  def __init__(self, cfg, *, rngs):
+    places = pattern.expand(cfg)
+    self.remat = cfg.remat
+    first = {}
+    for layer, place in enumerate(places):
+      if place.share and place.share not in first:
+        first[place.share] = place
+        made = block(place, cfg, layer=jnp.int32(layer), rngs=rngs)
+        setattr(self, f"shared_{place.share}", made)
+      elif place.share and not place.alike(first[place.share]):
+        raise ValueError(
+          f"places that share {place.share!r} must be equal: {place} is not "
+          f"{first[place.share]}"
+        )
+    self.shares = tuple(first)
+    self.once = Once(places, rngs=rngs)
+
+    start = 0
+    self.repeats = ()
+    for i, (n, period) in enumerate(pattern.stacks(places)):
+      keys = jax.random.split(rngs.params(), n)
+      layers = start + len(period) * jnp.arange(n, dtype=jnp.int32)
+      setattr(self, f"stack_{i}", stacked(period, cfg, keys, layers))
+      self.repeats += (n,)
+      start += n * len(period)
+    parts = [part for place in places for part in place.parts]
+    names = {name for part in parts for name in part.cfg.writes}
+    names |= {"embedding" for part in parts if reads_embedding(part)}
+    names |= {"aside" for place in places if place.aside}
+    self.streams = tuple(sorted(names))
+
+  @property
+  def stacks(self):
+    """(name, n, the stack) of each."""
+    names = [f"stack_{i}" for i in range(len(self.repeats))]
+    stacks = [getattr(self, name) for name in names]
+    return list(zip(names, self.repeats, stacks, strict=True))
+
+  @property
+  def shared(self):
+    return {name: getattr(self, f"shared_{name}") for name in self.shares}
+
+  def init_state(self, batch: int, length: int | None = None):
+    """A fresh state; a ring of `length` keys where memory is not fixed."""
+
+    def make(stack):
+      return stack.init_state(self.shared, batch, length)
+
+    return {
+      name: jax.vmap(make, axis_size=n)(stack) for name, n, stack in self.stacks
+    }
+
+  def __call__(self, x, reset=None, state=None, *, key=None):
+    """x B T D after the last block, the state after the last token, Aux."""
+    stream = {
+      name: x if name == "embedding" else jnp.zeros_like(x)
+      for name in self.streams
+    }
+    new, aux = {}, {}
+    shared, once = self.shared, self.once
+
+    def body(carry, xs):
+      x, stream = carry
+      stack, state, layer = xs
+      k = None if key is None else jax.random.fold_in(key, layer)
+      at = At(reset, stream, layer, k, once)
+      x, state, at, aux = stack(x, state, at, shared, self.remat == "block")
+      return (x, at.stream), (state, aux)
+
+    layer = 0
+    for name, n, stack in self.stacks:
+      period = len(stack.places)
+      layers = layer + period * jnp.arange(n, dtype=jnp.int32)
+      xs = stack, None if state is None else state[name], layers
+      layer += n * period
+      if n <= target.now().unroll:
+        carry, ys = (x, stream), []
+        for part in unstack(xs, n):
+          carry, y = body(carry, part)
+          ys.append(y)
+        (x, stream), (new[name], aux[name]) = carry, restack(ys)
+      else:
+        (x, stream), (new[name], aux[name]) = jax.lax.scan(
+          body, (x, stream), xs
+        )
+    return x, new, self._collect(aux)
+
+  def _collect(self, found) -> Aux:
+    """One Aux of those of every block, which have an axis of repeats."""
+    loss, statistics, new, shared = jnp.float32(0), {}, {}, {}
+    for name, _, stack in self.stacks:
+      for j, place in enumerate(stack.places):
+        own = found[name][f"block_{j}"]
+        loss += jnp.sum(own.loss)
+        if own.next and place.share:
+          shared.setdefault(place.share, []).append(own.next)
+        elif own.next:
+          new.setdefault(name, {})[f"block_{j}"] = own.next
+        for key, value in own.statistics.items():
+          statistics.setdefault(key, []).append(jnp.mean(value))
+    for name, several in shared.items():
+      # every place that shares a buffer proposes a value: their mean is taken
+      mean = jax.tree.map(lambda *a: jnp.mean(jnp.concatenate(a), 0), *several)
+      new[f"shared_{name}"] = mean
+    statistics = {k: sum(v) / len(v) for k, v in statistics.items()}
+    return Aux(loss, statistics, new)
+
+
+def reads_embedding(part) -> bool:
+  return part.cfg.embedding or "embedding" in part.cfg.reads
+
+
+def block(place, cfg, *, layer, rngs):
+  made = find("wiring", place.wiring).Block
+  return made(place, cfg, layer=layer, rngs=rngs)
+
+
+class Stack(nnx.Module):
+  """The blocks of one period; Trunk holds n of it, on a leading axis."""
+
+  def __init__(self, places, cfg, *, layer, rngs):
+    self.places = places
+    for i, place in enumerate(places):
+      if not place.share:
+        made = block(place, cfg, layer=layer + i, rngs=rngs)
+        setattr(self, f"block_{i}", made)
+      if place.aside or place.own:
+        setattr(self, f"own_{i}", Own(place, cfg, rngs=rngs))
+
+  def block(self, i, shared):
+    share = self.places[i].share
+    return shared[share] if share else getattr(self, f"block_{i}")
+
+  def init_state(self, shared, batch, length):
+    return {
+      f"block_{i}": self.block(i, shared).init_state(batch, length)
+      for i in range(len(self.places))
+    }
+
+  def __call__(self, x, state, at, shared, remat):
+    """x, the new state, `at` with the stream after it, each block's Aux."""
+    new, aux, layer, key = {}, {}, at.layer, at.key
+
+    def run(block, *args):
+      return block(*args)
+
+    if remat:
+      run = jax.checkpoint(run)
+    for i in range(len(self.places)):
+      name = f"block_{i}"
+      at = at.replace(
+        layer=layer + i,
+        key=None if key is None else jax.random.fold_in(key, i),
+        own=getattr(self, f"own_{i}", None),
+      )
+      old = None if state is None else state[name]
+      x, new[name], more = run(self.block(i, shared), x, old, at)
+      at = at.replace(stream=at.stream | more.stream)
+      aux[name] = more._replace(stream={})
+    return x, new, at, aux
+
+
+def stacked(places, cfg, keys, layers) -> Stack:
+  """A Stack with a leading axis on every array, one place a key."""
+
+  def make(key, layer):
+    return Stack(places, cfg, layer=layer, rngs=nnx.Rngs(key))
+
+  return nnx.vmap(make)(keys, layers)
+
+
+class Own(nnx.Module):
+  """What a place has to itself, be its block shared: the map of an aside one,
+  and low-rank maps beside what is shared.
+
+  These are made by files of mixers and channel mixers that export
+  Own(cfg, rank, *, rngs); what it makes is given to their calls as `own`.
+  """
+
+  def __init__(self, place, cfg, *, rngs):
+    if place.aside:
+      self.out = Linear(cfg.dim, cfg.dim, dtype=cfg.dtype, rngs=rngs)
+    parts = {part.slot: part for part in place.parts}
+    for name, rank in place.own:
+      if name not in parts:
+        raise ValueError(
+          f"own={dict(place.own)}: {name!r} is none of "
+          f"{', '.join(place.mixers)}, nor the place's channel"
+        )
+      module = find(parts[name].kind, parts[name].name)
+      if not hasattr(module, "Own"):
+        raise ValueError(
+          f"own={dict(place.own)}: {module.__name__} has no Own, which would "
+          "make maps of a place's own"
+        )
+      if rank < 1:
+        raise ValueError(f"own={dict(place.own)}: ranks must be positive")
+      setattr(self, name, module.Own(parts[name].cfg, rank, rngs=rngs))
+
+
+class Once(nnx.Module):
+  """What files of mixers build once a model, by the mixer's name.
+
+  Such a file exports Shared(cfg, *, rngs), a module. Called with a layer's
+  number, it gives what that layer's mixer reads.
+  """
+
+  def __init__(self, places, *, rngs):
+    configs = {}
+    for part in (part for place in places for part in place.parts):
+      if hasattr(find(part.kind, part.name), "Shared"):
+        configs.setdefault(part.name, []).append((part.kind, part.cfg))
+    for name, found in sorted(configs.items()):
+      make = find(found[0][0], name).Shared
+
+      def shapes(cfg, make=make):
+        state = nnx.eval_shape(lambda: nnx.state(make(cfg, rngs=nnx.Rngs(0))))
+        return jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
+
+      own = found[0][1]
+      if any(shapes(other) != shapes(own) for other in {c for _, c in found}):
+        raise ValueError(
+          f"places of {name} differ in a field on which what they share "
+          f"depends: write it below mixers.{name}"
+        )
+      setattr(self, name, make(own, rngs=rngs))
+
+
+def unstack(tree, n: int):
+  """n trees from one with a leading axis n; the gradient is one copy."""
+  leaves, structure = jax.tree.flatten(tree)
+  parts = [jax.lax.split(leaf, (1,) * n) for leaf in leaves]
+  return [
+    jax.tree.unflatten(structure, [jnp.squeeze(p[i], 0) for p in parts])
+    for i in range(n)
+  ]
+
+
+def restack(trees):
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
