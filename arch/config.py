@@ -10,6 +10,8 @@ from collections.abc import Iterable
 
 import jax.numpy as jnp
 
+from arch import layers
+
 # of the types of fields that are checked
 WORDS = {
   int: "whole number",
@@ -53,6 +55,13 @@ class Config:
   @property
   def compute(self):
     return jnp.dtype(self.dtype)
+
+  def linear(self, d_in, parts, *, rngs, init=None, bias=False):
+    """A map of this dtype, x -> x W (+ b): of one width, or of several that are
+    one product and answered apart. See layers.Linear."""
+    return layers.Linear(
+      d_in, parts, dtype=self.compute, rngs=rngs, init=init, bias=bias
+    )
 
   @property
   def where(self):

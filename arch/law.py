@@ -1,13 +1,13 @@
-"""What stands at a place is called with, and answers.
+"""The law of what stands at a place: how it is called, and what it answers.
 
-A mixer or channel mixer: (u, reset, state, **reads) -> y, state, aux
+A mixer or channel mixer: (u, reset, state, **reads) -> y, state, Aux
   u, y: B T D in the compute dtype
   reset: B T bool, True at a document's first token, or None
   state: a dict of arrays, batch first, as the last call answered; None for a
     fresh start, which is as a reset at the first token
   reads: what its Config's `reads` names of the stream that crosses layers
 
-A block, as files of arch/wiring make it: (x, state, at) -> x, state, aux
+A block, as files of arch/wiring make it: (x, state, At) -> x, state, Aux
 """
 
 import dataclasses

@@ -19,14 +19,16 @@ from arch.roles import Gate, Matrix, Vector
 class Linear(nnx.Module):
   """y = x W (+ b), W: d_in x d_out, in the compute dtype.
 
-  Starts from `init` and, with `bias`, from 0 or from what that is. `role`: of
-  W.
+  Starts from `init` and, with `bias`, from 0 or from what that is. `parts`:
+  d_out, or a tuple of widths that add up to it, in which y is answered. `role`:
+  of W.
   """
 
   def __init__(
-    self, d_in, d_out, *, dtype, rngs, init=None, bias=False, role=Matrix
+    self, d_in, parts, *, dtype, rngs, init=None, bias=False, role=Matrix
   ):
-    self.dtype = jnp.dtype(dtype)
+    self.dtype, self.parts = jnp.dtype(dtype), parts
+    d_out = sum(parts) if isinstance(parts, tuple) else parts
     init = init or starts.fan_in()
     self.weight = role(init(rngs.params(), (d_in, d_out), jnp.float32))
     start = jnp.zeros(d_out)
@@ -40,7 +42,10 @@ class Linear(nnx.Module):
     y = y @ self.weight[...].astype(self.dtype)
     if self.bias is not None:
       y += self.bias[...].astype(self.dtype)[None]
-    return y.reshape(*x.shape[:-1], -1)
+    y = y.reshape(*x.shape[:-1], -1)
+    if not isinstance(self.parts, tuple):
+      return y
+    return tuple(jnp.split(y, np.cumsum(self.parts)[:-1], -1))
 
 
 def normalise(x, eps: float):
@@ -228,9 +233,7 @@ class Levels(nnx.Module):
   def __init__(self, cfg, heads, *, rngs):
     levels = cfg.levels or max(2, math.ceil(math.log2(cfg.length)) + 1)
     init = nnx.initializers.normal(cfg.deviation)
-    self.proj = Linear(
-      cfg.dim, heads * levels, dtype=cfg.compute, rngs=rngs, init=init
-    )
+    self.proj = cfg.linear(cfg.dim, heads * levels, init=init, rngs=rngs)
     self.L = Gate(jnp.ones((heads, levels)))
 
   def __call__(self, u):

@@ -13,7 +13,7 @@ import math
 import jax
 from flax import nnx
 
-from arch import config, layers, starts
+from arch import config, starts
 from arch.law import Aux
 
 
@@ -43,10 +43,10 @@ class Channel(nnx.Module):
 
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
-    self.up = layers.Linear(cfg.dim, cfg.W, **kw)
+    kw = dict(bias=cfg.bias, rngs=rngs)
+    self.up = cfg.linear(cfg.dim, cfg.W, **kw)
     small = starts.fan_in(1 / math.sqrt(2 * cfg.depth))
-    self.down = layers.Linear(cfg.W, cfg.dim, init=small, **kw)
+    self.down = cfg.linear(cfg.W, cfg.dim, init=small, **kw)
 
   def init_state(self, batch, length=None):
     return {}

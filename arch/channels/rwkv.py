@@ -39,15 +39,15 @@ class Channel(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, W = cfg.dim, cfg.W
-    kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
+    kw = dict(bias=cfg.bias, rngs=rngs)
     zeros, orthogonal = nnx.initializers.zeros, nnx.initializers.orthogonal()
     power = (1 - layer / cfg.depth) ** (3 if cfg.receptance else 4)
     self.mix = roles.Vector(1 - (jnp.arange(D) / D) ** power)
-    self.up = layers.Linear(D, W, init=orthogonal, **kw)
-    self.down = layers.Linear(W, D, init=zeros, **kw)
+    self.up = cfg.linear(D, W, init=orthogonal, **kw)
+    self.down = cfg.linear(W, D, init=zeros, **kw)
     if cfg.receptance:
       self.mix_r = roles.Vector(self.mix[...])
-      self.receptance = layers.Linear(D, D, init=zeros, **kw)
+      self.receptance = cfg.linear(D, D, init=zeros, **kw)
 
   def init_state(self, batch, length=None):
     return {"x": jnp.zeros((batch, self.cfg.dim), self.cfg.compute)}

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import config, layers
+from arch import config
 from arch.law import Aux
 from arch.layers import along
 from arch.roles import Matrix, Vector
@@ -50,9 +50,8 @@ class Own(nnx.Module):
   """
 
   def __init__(self, cfg, rank, *, rngs):
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    self.down = layers.Linear(cfg.dim, rank, **kw)
-    self.up = layers.Linear(rank, 2 * cfg.W, **kw)
+    self.down = cfg.linear(cfg.dim, rank, rngs=rngs)
+    self.up = cfg.linear(rank, 2 * cfg.W, rngs=rngs)
 
   def __call__(self, x):
     return self.up(self.down(x))

@@ -121,6 +121,12 @@ class Config(config.Config):
     """key heads"""
     return self.kv_heads or self.H
 
+  @property
+  def widths(self):
+    """Of q, k, v (and z)."""
+    wide, narrow = self.H * self.head, self.G * self.head
+    return (wide, narrow, narrow) + (wide,) * self.gate
+
   def starts(self):
     """What W and W_out start from."""
     if self.std is not None:
@@ -135,32 +141,26 @@ class Own(nnx.Module):
   """
 
   def __init__(self, cfg, rank, *, rngs):
-    H, G, K = cfg.H, cfg.G, cfg.head
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=cfg.starts()[0])
-    widths = {"q": H * K, "k": G * K, "v": G * K}
-    if cfg.gate:
-      widths["z"] = H * K
-    self.names = tuple(widths)
-    self.down = layers.Linear(cfg.seen, rank * len(widths), **kw)
-    for name, width in widths.items():
-      setattr(self, name, layers.Linear(rank, width, **kw))
+    kw = dict(init=cfg.starts()[0], rngs=rngs)
+    self.names = "qkvz" if cfg.gate else "qkv"
+    self.down = cfg.linear(cfg.seen, (rank,) * len(self.names), **kw)
+    for name, width in zip(self.names, cfg.widths, strict=True):
+      setattr(self, name, cfg.linear(rank, width, **kw))
 
   def __call__(self, x):
-    low = jnp.split(self.down(x), len(self.names), -1)
-    parts = zip(self.names, low, strict=True)
-    return jnp.concatenate([getattr(self, n)(part) for n, part in parts], -1)
+    parts = zip(self.names, self.down(x), strict=True)
+    return jnp.concatenate([getattr(self, n)(low) for n, low in parts], -1)
 
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     H, G, K = cfg.H, cfg.G, cfg.head
-    kw = dict(dtype=cfg.compute, rngs=rngs)
     first, last = cfg.starts()
-    D, wide = cfg.seen, ((1 + cfg.gate) * H + 2 * G) * K
-    self.qkv = layers.Linear(D, wide, init=first, bias=cfg.bias, **kw)
+    D, wide = cfg.seen, sum(cfg.widths)
+    self.qkv = cfg.linear(D, wide, init=first, bias=cfg.bias, rngs=rngs)
     bias = cfg.bias if cfg.out_bias is None else cfg.out_bias
-    self.out_proj = layers.Linear(H * K, cfg.dim, init=last, bias=bias, **kw)
+    self.out_proj = cfg.linear(H * K, cfg.dim, init=last, bias=bias, rngs=rngs)
     self.q_norm, self.k_norm = (
       layers.NORMS[cfg.norm](heads * K if cfg.whole else K, eps=cfg.eps)
       if cfg.qk_norm
@@ -178,9 +178,8 @@ class Mixer(nnx.Module):
     cfg = self.cfg
     B, T, _ = x.shape
     H, G, K = cfg.H, cfg.G, cfg.head
-    ends = np.cumsum((H * K, G * K, G * K))
     wide = self.qkv(x) if own is None else self.qkv(x) + own(x)
-    q, k, v, z = jnp.split(wide, ends, -1)
+    q, k, v, *z = jnp.split(wide, np.cumsum(cfg.widths)[:-1], -1)
     q, k = self.normalised(self.q_norm, q), self.normalised(self.k_norm, k)
     position = ring.positions(state, T)
     q, k = self.turn(q, position), self.turn(k, position)
@@ -188,7 +187,7 @@ class Mixer(nnx.Module):
     y, state = self.mix(q, new, reset, state)
     y = y.reshape(B, T, H * K)
     if cfg.gate:
-      y = y.astype(jnp.float32) * jax.nn.sigmoid(z.astype(jnp.float32))
+      y = y.astype(jnp.float32) * jax.nn.sigmoid(z[0].astype(jnp.float32))
     return self.out_proj(y), state, Aux()
 
   def normalised(self, norm, x):

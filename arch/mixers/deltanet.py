@@ -57,12 +57,12 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     D = cfg.dim
     init = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
-    self.qkv = layers.Linear(D, 3 * D, **kw)
-    self.beta = layers.Linear(D, cfg.H, **kw)
-    self.conv = layers.ShortConv(3 * D, cfg.conv, bias=False, **kw)
+    kw = dict(init=init, bias=False, rngs=rngs)
+    self.qkv = cfg.linear(D, 3 * D, **kw)
+    self.beta = cfg.linear(D, cfg.H, **kw)
+    self.conv = layers.ShortConv(3 * D, cfg.conv, dtype=cfg.compute, **kw)
     self.norm = layers.RMSNorm(cfg.head, eps=cfg.eps)
-    self.out_proj = layers.Linear(D, D, **kw)
+    self.out_proj = cfg.linear(D, D, **kw)
 
   def init_state(self, batch, length=None):
     shape = (batch, self.cfg.H, self.cfg.head, self.cfg.head)

@@ -28,7 +28,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import layers, roles, starts
 from arch.law import Aux
 from arch.mixers import gated_deltanet
 from arch.recurrence import delta
@@ -50,34 +49,21 @@ class Config(gated_deltanet.Config):
     super().__post_init__()
     self.positive("steps")
 
+  def starts(self):
+    return (nnx.initializers.normal(0.02),) * 2
+
 
 class Mixer(gated_deltanet.Mixer):
-  def __init__(self, cfg, *, layer, rngs):
-    self.cfg = cfg
-    H, G, K, V = self.sizes
-    self.steps = n = cfg.steps
-    inner = (1 + n) * G * K + n * H * V
-    init = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
-    self.in_proj = layers.Linear(cfg.dim, inner + H * V, **kw)
-    self.gates = layers.Linear(cfg.dim, (n + cfg.decay) * H, **kw)
-    self.conv = layers.ShortConv(inner, cfg.conv, bias=False, **kw)
-    if cfg.decay:
-      self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
-      self.A_log = roles.Gate(starts.decay_rate(rngs.params(), (H,)))
-    self.norm = layers.RMSNorm(V, eps=cfg.eps)
-    self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
-
   def gate(self, u):
     if self.cfg.decay:
       return super().gate(u)
-    b = self.gates(u).astype(jnp.float32)
+    b = self.gates(u)[0].astype(jnp.float32)
     none = jnp.zeros((*u.shape[:2], self.cfg.H))
     return (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b), none
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
-    H, n = self.cfg.H, self.steps
+    H, n = self.cfg.H, self.cfg.steps
     state = state or self.init_state(u.shape[0])
 
     def at(step, x):

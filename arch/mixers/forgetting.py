@@ -23,7 +23,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from arch import layers, roles
+from arch import roles
 from arch.mixers import attention
 
 
@@ -38,9 +38,7 @@ class Mixer(attention.Mixer):
   def __init__(self, cfg, *, layer, rngs):
     super().__init__(cfg, layer=layer, rngs=rngs)
     first, _ = cfg.starts()
-    self.forget = layers.Linear(
-      cfg.seen, cfg.H, dtype=cfg.compute, rngs=rngs, init=first
-    )
+    self.forget = cfg.linear(cfg.seen, cfg.H, init=first, rngs=rngs)
     self.forget_bias = roles.Gate(jnp.zeros(cfg.H))
 
   def init_state(self, batch, length=None):

@@ -50,6 +50,9 @@ class Config(config.Config):
   neg_eigval: bool = False
   eps: float = 1e-5
 
+  steps = 1  # n, keys and values of a token
+  decay = True  # whether the state decays
+
   def __post_init__(self):
     self.positive("head", "expand", "conv", heads="H")
     self.divide("H", "G")
@@ -66,23 +69,29 @@ class Config(config.Config):
     """key heads"""
     return self.H if self.key_heads is None else self.key_heads
 
+  def starts(self):
+    """What the matrices and the taps start from."""
+    return starts.uniform_fan_in(), None
+
 
 class Mixer(nnx.Module):
-  steps = 1  # n, keys and values of a token
-
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     H, G, K, V = self.sizes
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=starts.uniform_fan_in())
-    self.in_proj = layers.Linear(cfg.dim, 2 * G * K + 2 * H * V, **kw)
-    self.gates = layers.Linear(cfg.dim, 2 * H, **kw)
+    D, n = cfg.dim, cfg.steps
+    inner = (1 + n) * G * K + n * H * V  # q, k, v
+    matrices, taps = cfg.starts()
+    kw = dict(init=matrices, rngs=rngs)
+    self.in_proj = cfg.linear(D, (inner, H * V), **kw)
+    self.gates = cfg.linear(D, (n * H, cfg.decay * H), **kw)
     self.conv = layers.ShortConv(
-      2 * G * K + H * V, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
+      inner, cfg.conv, init=taps, bias=False, dtype=cfg.compute, rngs=rngs
     )
-    self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
-    self.A_log = roles.Gate(starts.decay_rate(rngs.params(), (H,)))
+    if cfg.decay:
+      self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
+      self.A_log = roles.Gate(starts.decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=cfg.eps)
-    self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
+    self.out_proj = cfg.linear(H * V, D, **kw)
 
   @property
   def sizes(self):
@@ -111,20 +120,17 @@ class Mixer(nnx.Module):
     q: B T H K; k: B Tn H K; v: B Tn H V.
     """
     H, G, K, V = self.sizes
-    n = self.steps
-    inner = (1 + n) * G * K + n * H * V
-    qkv, z = jnp.split(self.in_proj(u), (inner,), -1)
+    qkv, z = self.in_proj(u)
     qkv, conv = self.conv(qkv, reset, conv)
-    q, k, v = jnp.split(jax.nn.silu(qkv), (G * K, (1 + n) * G * K), -1)
+    cuts = G * K, (1 + self.cfg.steps) * G * K
+    q, k, v = jnp.split(jax.nn.silu(qkv), cuts, -1)
     q, k = (layers.unit(t.reshape(u.shape[0], -1, G, K)) for t in (q, k))
     q, k = (jnp.repeat(t, H // G, 2) for t in (q, k))
     return q, k, v.reshape(u.shape[0], -1, H, V), z, conv
 
   def gate(self, u):
     """beta and the log of alpha, in float32, the latter B T H."""
-    H = self.cfg.H
-    ba = self.gates(u).astype(jnp.float32)
-    b, a = ba[..., :-H], ba[..., -H:]
+    b, a = (t.astype(jnp.float32) for t in self.gates(u))
     a = jax.nn.softplus(a + self.dt_bias[...][None, None])
     log_alpha = -jnp.exp(self.A_log[...])[None, None] * a
     return (1 + self.cfg.neg_eigval) * jax.nn.sigmoid(b), log_alpha

@@ -62,16 +62,16 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     D, R = cfg.dim, cfg.rank
     HK = D // 2
-    kw = dict(dtype=cfg.compute, rngs=rngs)
     small, uniform = starts.xavier_uniform(2**-2.5), starts.uniform_fan_in()
-    parts = (small, HK), (small, HK), (small, R), (uniform, D), (uniform, D)
-    init = starts.columns(*parts)
-    self.in_proj = layers.Linear(D, 2 * HK + R + 2 * D, init=init, **kw)
-    self.gate = layers.Linear(R, HK, init=small, **kw)
+    inits = small, small, small, uniform, uniform
+    widths = HK, HK, R, D, D
+    init = starts.columns(*zip(inits, widths, strict=True))
+    self.in_proj = cfg.linear(D, widths, init=init, rngs=rngs)
+    self.gate = cfg.linear(R, HK, init=small, rngs=rngs)
     bias = jax.random.uniform(rngs.params(), (HK,), minval=-1, maxval=1)
     self.gate_bias = roles.Gate(bias * R**-0.5)
     self.norm = layers.RMSNorm(cfg.V, eps=cfg.eps)
-    self.out_proj = layers.Linear(D, D, init=uniform, **kw)
+    self.out_proj = cfg.linear(D, D, init=uniform, rngs=rngs)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
@@ -82,10 +82,8 @@ class Mixer(nnx.Module):
     cfg = self.cfg
     B, T, D = u.shape
     H, K, V = cfg.heads, cfg.K, cfg.V
-    R, HK = cfg.rank, H * K
 
-    cuts = (HK, 2 * HK, 2 * HK + R, 2 * HK + R + D)
-    q, k, low, v, z = jnp.split(self.in_proj(u), cuts, -1)
+    q, k, low, v, z = self.in_proj(u)
     g = self.gate(low).astype(jnp.float32) + self.gate_bias[...][None, None]
     g = jax.nn.log_sigmoid(g) / cfg.normaliser
     q, k, g = (t.reshape(B, T, H, K) for t in (q * K**-0.5, k, g))

@@ -67,17 +67,16 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     D, E = cfg.dim, cfg.E
     init = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
-    self.in_proj = layers.Linear(D, 3 * E, **kw)  # i, f, g
+    self.in_proj = cfg.linear(D, (E, E, E), init=init, rngs=rngs)
     self.norm = layers.RMSNorm(E, eps=cfg.eps)
-    self.out_proj = layers.Linear(E, D, **kw)
+    self.out_proj = cfg.linear(E, D, init=init, rngs=rngs)
 
   def init_state(self, batch, length=None):
     return {"h": jnp.zeros((batch, self.cfg.E))}
 
   def __call__(self, x, reset, state, bounds):
     state = state or self.init_state(x.shape[0])
-    i, f, g = jnp.split(self.in_proj(x).astype(jnp.float32), 3, -1)
+    i, f, g = (t.astype(jnp.float32) for t in self.in_proj(x))
     bound = bounds[None, None]
     # 1 - f, exact also where the gate is nearly open
     write = (1 - bound) * jax.nn.sigmoid(-f)

@@ -59,10 +59,9 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     D = cfg.dim
     init = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
-    self.in_proj = layers.Linear(D, 3 * D, **kw)  # q, f, v
+    self.in_proj = cfg.linear(D, (D, D, D), init=init, rngs=rngs)
     self.norm = layers.RMSNorm(D, eps=cfg.eps)
-    self.out_proj = layers.Linear(D, D, **kw)
+    self.out_proj = cfg.linear(D, D, init=init, rngs=rngs)
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
@@ -71,7 +70,7 @@ class Mixer(nnx.Module):
   def __call__(self, x, reset, state, bounds):
     state = state or self.init_state(x.shape[0])
     B, T, D = x.shape
-    q, f, v = jnp.split(self.in_proj(x), 3, -1)
+    q, f, v = self.in_proj(x)
     f, bound = f.astype(jnp.float32), bounds[None, None]
     # 1 - f and log f, exact where the gate is nearly open or shut
     k = (1 - bound) * jax.nn.sigmoid(-f)

@@ -95,14 +95,14 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D = cfg.dim
-    kw = dict(dtype=cfg.compute, rngs=rngs, bias=True)
+    kw = dict(bias=True, rngs=rngs)
     normal = nnx.initializers.normal
-    self.in_proj = layers.Linear(D, 3 * D, init=normal(0.02), **kw)
-    self.conv = layers.ShortConv(3 * D, cfg.conv, **kw)
+    self.in_proj = cfg.linear(D, 3 * D, init=normal(0.02), **kw)
+    self.conv = layers.ShortConv(3 * D, cfg.conv, dtype=cfg.compute, **kw)
     self.filter = Filter(cfg, rngs=rngs)
     self.skip = roles.Gate(jax.random.normal(rngs.params(), (D,)))
     residual = normal(0.02 * (2 * cfg.depth) ** -0.5)
-    self.out_proj = layers.Linear(D, D, init=residual, **kw)
+    self.out_proj = cfg.linear(D, D, init=residual, **kw)
 
   def init_state(self, batch, length=None):
     L = min(length or self.cfg.length, self.cfg.length)

@@ -58,18 +58,18 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     H, K = cfg.H, cfg.head
     init = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
-    self.qkv = layers.Linear(cfg.dim, 3 * H * K, **kw)
-    self.low = layers.Linear(cfg.dim, H + 2 * K, **kw)
-    self.decay_proj = layers.Linear(K, H * K, **kw)
-    self.gate_proj = layers.Linear(K, H * K, **kw)
-    self.conv = layers.ShortConv(3 * H * K, cfg.conv, bias=False, **kw)
+    kw = dict(init=init, bias=False, rngs=rngs)
+    self.qkv = cfg.linear(cfg.dim, 3 * H * K, **kw)
+    self.low = cfg.linear(cfg.dim, (H, K, K), **kw)
+    self.decay_proj = cfg.linear(K, H * K, **kw)
+    self.gate_proj = cfg.linear(K, H * K, **kw)
+    self.conv = layers.ShortConv(3 * H * K, cfg.conv, dtype=cfg.compute, **kw)
     self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H * K,)))
     self.A_log = roles.Gate(
       jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1, maxval=16))
     )
     self.norm = layers.RMSNorm(K, eps=cfg.eps)
-    self.out_proj = layers.Linear(H * K, cfg.dim, **kw)
+    self.out_proj = cfg.linear(H * K, cfg.dim, **kw)
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
@@ -85,7 +85,7 @@ class Mixer(nnx.Module):
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
     q, k, v = (qkv[:, :, i] for i in range(3))
     q, k = layers.unit(q) * K**-0.5, layers.unit(k)
-    b, f, r = jnp.split(self.low(u), (H, H + K), -1)
+    b, f, r = self.low(u)
     beta = jax.nn.sigmoid(b.astype(jnp.float32))
     f = self.decay_proj(f).astype(jnp.float32)
     f = jax.nn.softplus(f + self.dt_bias[...][None, None])

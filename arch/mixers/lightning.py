@@ -63,11 +63,11 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, E = cfg.dim, cfg.H * cfg.head
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=nnx.initializers.normal(0.02))
-    self.in_proj = layers.Linear(D, 4 * E, **kw)
+    init = nnx.initializers.normal(0.02)
+    self.in_proj = cfg.linear(D, (3 * E, E), init=init, rngs=rngs)
     self.slopes = roles.Buffer(slopes(cfg.H, layer, cfg.depth))
     self.norm = layers.RMSNorm(E, eps=cfg.eps)
-    self.out_proj = layers.Linear(E, D, **kw)
+    self.out_proj = cfg.linear(E, D, init=init, rngs=rngs)
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
@@ -77,7 +77,7 @@ class Mixer(nnx.Module):
     state = state or self.init_state(u.shape[0])
     B, T, _ = u.shape
     H, K = self.cfg.H, self.cfg.head
-    qkv, z = jnp.split(self.in_proj(u), (3 * H * K,), -1)
+    qkv, z = self.in_proj(u)
     qkv = jax.nn.silu(qkv).reshape(B, T, 3, H, K)
     q, k, v = (qkv[:, :, i] for i in range(3))
     g = jnp.broadcast_to(-self.slopes[...][None, None], (B, T, H))

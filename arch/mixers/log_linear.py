@@ -53,17 +53,17 @@ class Mixer(gated_deltanet.Mixer):
     self.cfg = cfg
     H, G, K, V = self.sizes
     normal = nnx.initializers.normal(cfg.deviation)
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    inner = 2 * G * K + H * V
-    self.in_proj = layers.Linear(cfg.dim, inner + H * V, init=normal, **kw)
-    self.gates = layers.Linear(cfg.dim, 2 * H, init=normal, **kw)
+    D, inner = cfg.dim, 2 * G * K + H * V
+    kw = dict(init=normal, bias=False, rngs=rngs)
+    self.in_proj = cfg.linear(D, (inner, H * V), **kw)
+    self.gates = cfg.linear(D, (H, H), **kw)
     self.levels = layers.Levels(cfg, H, rngs=rngs)
-    self.conv = layers.ShortConv(inner, cfg.conv, init=normal, bias=False, **kw)
+    self.conv = layers.ShortConv(inner, cfg.conv, dtype=cfg.compute, **kw)
     self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
     self.A_log = roles.Gate(starts.decay_rate(rngs.params(), (H,)))
     self.norm = layers.RMSNorm(V, eps=cfg.eps)
     residual = starts.uniform_fan_in((2 * cfg.depth) ** -0.5)
-    self.out_proj = layers.Linear(H * V, cfg.dim, init=residual, **kw)
+    self.out_proj = cfg.linear(H * V, D, init=residual, rngs=rngs)
 
   def init_state(self, batch, length=None):
     H, _, K, V = self.sizes

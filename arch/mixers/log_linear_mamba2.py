@@ -51,18 +51,19 @@ class Config(mamba2.Config):
 class Mixer(mamba2.Mixer):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    E, H, GN = cfg.E, cfg.H, cfg.groups * cfg.state
+    D, E, H, GN = cfg.dim, cfg.E, cfg.H, cfg.groups * cfg.state
     normal = nnx.initializers.normal(cfg.deviation)
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    self.in_proj = layers.Linear(cfg.dim, 2 * E + 2 * GN + H, init=normal, **kw)
+    kw = dict(init=normal, rngs=rngs)
+    wide = E + 2 * GN
+    self.in_proj = cfg.linear(D, (E, wide, H), **kw)
     self.levels = layers.Levels(cfg, H, rngs=rngs)
-    self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, init=normal, **kw)
+    self.conv = layers.ShortConv(wide, cfg.conv, dtype=cfg.compute, **kw)
     self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
     self.A_log = roles.Gate(jnp.log(jnp.arange(1.0, H + 1)))
     self.D = roles.Gate(jnp.ones(H))
     self.norm = roles.Vector(jnp.ones(E))
     residual = starts.uniform_fan_in((2 * cfg.depth) ** -0.5)
-    self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
+    self.out_proj = cfg.linear(E, D, init=residual, rngs=rngs)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg

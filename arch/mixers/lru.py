@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import config, layers, roles
+from arch import config, roles
 from arch.law import Aux
 from arch.recurrence import diagonal
 
@@ -83,12 +83,11 @@ class Mixer(nnx.Module):
     self.nu_log = roles.Gate(nu_log)
     self.theta_log = roles.Gate(theta_log)
     self.gamma_log = roles.Gate(gamma_log)
-    kw = dict(dtype=cfg.compute, rngs=rngs)
     # real parts, then imaginary ones; of W_C those are negated
-    self.B = layers.Linear(D, 2 * N, init=normal(1 / (2 * D)), **kw)
-    self.C = layers.Linear(2 * N, D, init=normal(1 / N), **kw)
+    self.B = cfg.linear(D, (N, N), init=normal(1 / (2 * D)), rngs=rngs)
+    self.C = cfg.linear(2 * N, D, init=normal(1 / N), rngs=rngs)
     self.D = roles.Gate(jax.random.normal(rngs.params(), (D,)))
-    self.out_proj = layers.Linear(D, 2 * D, bias=True, **kw)
+    self.out_proj = cfg.linear(D, (D, D), bias=True, rngs=rngs)
 
   def init_state(self, batch, length=None):
     zero = jnp.zeros((batch, self.cfg.N))
@@ -97,7 +96,7 @@ class Mixer(nnx.Module):
   def __call__(self, u, reset, state):
     state = state or self.init_state(u.shape[0])
     gamma = jnp.exp(self.gamma_log[...])[None, None]
-    b = jnp.split(self.B(u).astype(jnp.float32), 2, -1)
+    b = (part.astype(jnp.float32) for part in self.B(u))
     h, last = diagonal.scan_pair(
       -jnp.exp(self.nu_log[...])[None, None],
       jnp.exp(self.theta_log[...])[None, None],
@@ -107,5 +106,5 @@ class Mixer(nnx.Module):
     )
     y = self.C(jnp.concatenate(h, -1)).astype(jnp.float32)
     y += self.D[...][None, None] * u.astype(jnp.float32)
-    p, q = jnp.split(self.out_proj(jax.nn.gelu(y)), 2, -1)
+    p, q = self.out_proj(jax.nn.gelu(y))
     return p * jax.nn.sigmoid(q), {"h": last}, Aux()

@@ -72,35 +72,33 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     E, N, R = cfg.E, cfg.state, cfg.R
-    kw = dict(dtype=cfg.compute, rngs=rngs)
     uniform = starts.uniform_fan_in()
-    self.in_proj = layers.Linear(cfg.dim, 2 * E, init=uniform, **kw)
-    self.conv = layers.ShortConv(E, cfg.conv, **kw)
-    self.x_proj = layers.Linear(E, R + 2 * N, init=uniform, **kw)
+    self.in_proj = cfg.linear(cfg.dim, (E, E), init=uniform, rngs=rngs)
+    self.conv = layers.ShortConv(E, cfg.conv, dtype=cfg.compute, rngs=rngs)
+    self.x_proj = cfg.linear(E, (R, N, N), init=uniform, rngs=rngs)
     self.dt_norm, self.B_norm, self.C_norm = (
       layers.NORMS[cfg.norm](width, eps=cfg.eps) if cfg.norm else None
       for width in (R, N, N)
     )
-    self.dt_proj = layers.Linear(R, E, init=uniform, **kw)
+    self.dt_proj = cfg.linear(R, E, init=uniform, rngs=rngs)
     self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (E,)))
     A = jnp.broadcast_to(jnp.arange(1.0, N + 1)[None], (E, N))
     self.A_log = roles.Gate(jnp.log(A))
     self.D = roles.Gate(jnp.ones(E))
     residual = starts.uniform_fan_in(cfg.depth**-0.5)
-    self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
+    self.out_proj = cfg.linear(E, cfg.dim, init=residual, rngs=rngs)
 
   def init_state(self, batch, length=None):
     shape = (batch, self.cfg.E, self.cfg.state)
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
-    R, N = self.cfg.R, self.cfg.state
     state = state or self.init_state(u.shape[0])
 
-    x, z = jnp.split(self.in_proj(u), 2, -1)
+    x, z = self.in_proj(u)
     x, conv = self.conv(x, reset, state["conv"])
     x = jax.nn.silu(x)
-    r, b, c = jnp.split(self.x_proj(x), (R, R + N), -1)
+    r, b, c = self.x_proj(x)
     if self.cfg.norm is not None:
       r, b, c = self.dt_norm(r), self.B_norm(b), self.C_norm(c)
     dt = self.dt_proj(r).astype(jnp.float32) + self.dt_bias[...][None, None]

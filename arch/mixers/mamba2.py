@@ -69,13 +69,10 @@ class Config(config.Config):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    E, H, GN = cfg.E, cfg.H, cfg.groups * cfg.state
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    uniform = starts.uniform_fan_in()
-    self.in_proj = layers.Linear(
-      cfg.dim, 2 * E + 2 * GN + H, init=uniform, **kw
-    )
-    self.conv = layers.ShortConv(E + 2 * GN, cfg.conv, **kw)
+    D, E, H, GN = cfg.dim, cfg.E, cfg.H, cfg.groups * cfg.state
+    wide, uniform = E + 2 * GN, starts.uniform_fan_in()
+    self.in_proj = cfg.linear(D, (E, wide, H), init=uniform, rngs=rngs)
+    self.conv = layers.ShortConv(wide, cfg.conv, dtype=cfg.compute, rngs=rngs)
     self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
     self.A_log = roles.Gate(
       jnp.log(jax.random.uniform(rngs.params(), (H,), minval=1, maxval=16))
@@ -83,7 +80,7 @@ class Mixer(nnx.Module):
     self.D = roles.Gate(jnp.ones(H))
     self.norm = roles.Vector(jnp.ones(E))
     residual = starts.uniform_fan_in(cfg.depth**-0.5)
-    self.out_proj = layers.Linear(E, cfg.dim, init=residual, **kw)
+    self.out_proj = cfg.linear(E, D, init=residual, rngs=rngs)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
@@ -102,7 +99,7 @@ class Mixer(nnx.Module):
     reads: C and B: B T G N, dt x: B T H P, and the log decay, B T H."""
     cfg = self.cfg
     E, GN = cfg.E, cfg.groups * cfg.state
-    z, xbc, dt = jnp.split(self.in_proj(u), (E, 2 * E + 2 * GN), -1)
+    z, xbc, dt = self.in_proj(u)
     xbc, conv = self.conv(xbc, reset, conv)
     x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
     x = x.reshape(*u.shape[:2], cfg.H, cfg.head)

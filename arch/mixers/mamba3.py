@@ -28,7 +28,6 @@ G groups of heads that share B and C before their biases  R rank
 """
 
 import dataclasses
-import itertools
 import math
 
 import jax
@@ -112,11 +111,10 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, E, H, N, P = cfg.dim, cfg.E, cfg.H, cfg.state, cfg.head
-    R = cfg.R
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    width = 2 * E + 2 * R * cfg.groups * N + 3 * H + cfg.angles
+    R, GN = cfg.R, cfg.groups * N
+    widths = E, E, R * GN, R * GN, H, H, H, cfg.angles
     uniform = starts.uniform_fan_in()
-    self.in_proj = layers.Linear(D, width, init=uniform, **kw)
+    self.in_proj = cfg.linear(D, widths, init=uniform, rngs=rngs)
     self.dt_bias = roles.Gate(starts.dt_bias(rngs.params(), (H,)))
     self.B_norm = layers.RMSNorm(N, eps=cfg.eps)
     self.C_norm = layers.RMSNorm(N, eps=cfg.eps)
@@ -128,7 +126,7 @@ class Mixer(nnx.Module):
       self.mimo_o = roles.Vector(jnp.ones((R, H, P)) / R)
     self.D = roles.Gate(jnp.ones(H))
     residual = starts.uniform_fan_in((2 * cfg.depth) ** -0.5)
-    self.out_proj = layers.Linear(E, D, init=residual, **kw)
+    self.out_proj = cfg.linear(E, D, init=residual, rngs=rngs)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
@@ -144,13 +142,10 @@ class Mixer(nnx.Module):
     cfg = self.cfg
     B, T, _ = u.shape
     E, H, N, P, R = cfg.E, cfg.H, cfg.state, cfg.head, cfg.R
-    GN = cfg.groups * N
     state = state or self.init_state(B)
 
-    widths = E, E, R * GN, R * GN, H, H, H
-    cuts = tuple(itertools.accumulate(widths))
-    z, x, b, c, *gates, angle = jnp.split(self.in_proj(u), cuts, -1)
-    dt, a, lam, angle = (t.astype(jnp.float32) for t in (*gates, angle))
+    z, x, b, c, *gates = self.in_proj(u)
+    dt, a, lam, angle = (t.astype(jnp.float32) for t in gates)
     dt = jax.nn.softplus(dt + self.dt_bias[...][None, None])  # B T H
     rate = heavy_tail(a) if cfg.heavy_tail else jax.nn.softplus(a)
     g = -jnp.maximum(rate, 1e-4) * dt

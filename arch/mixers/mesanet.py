@@ -64,16 +64,17 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     H, K = cfg.H, cfg.head
     normal = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    self.in_proj = layers.Linear(cfg.dim, 3 * H * K, init=normal, **kw)
-    self.gates = layers.Linear(cfg.dim, 2 * H, init=normal, bias=True, **kw)
+    D, HK = cfg.dim, H * K
+    kw = dict(init=normal, rngs=rngs)
+    self.in_proj = cfg.linear(D, (2 * HK, HK), **kw)
+    self.gates = cfg.linear(D, (H, H), bias=True, **kw)
     self.conv = layers.ShortConv(
-      2 * H * K, cfg.conv, init=normal, bias=False, **kw
+      2 * HK, cfg.conv, bias=False, dtype=cfg.compute, **kw
     )
     raw = math.log(math.expm1(1 - cfg.floor))
     self.ridge = roles.Gate(jnp.full((H, K), raw, jnp.float32))
     self.norm = layers.RMSNorm(K, eps=1e-5)
-    self.out_proj = layers.Linear(H * K, cfg.dim, init=normal, **kw)
+    self.out_proj = cfg.linear(HK, D, **kw)
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
@@ -86,11 +87,11 @@ class Mixer(nnx.Module):
     H, K = cfg.H, cfg.head
     state = state or self.init_state(B)
 
-    qk, v = jnp.split(self.in_proj(u), (2 * H * K,), -1)
+    qk, v = self.in_proj(u)
     qk, conv = self.conv(qk, reset, state["conv"])
     qk = layers.unit(jax.nn.silu(qk).reshape(B, T, 2 * H, K)).astype(v.dtype)
     q, k = jnp.split(qk, 2, 2)
-    a, b = jnp.split(self.gates(u).astype(jnp.float32), 2, -1)
+    a, b = (t.astype(jnp.float32) for t in self.gates(u))
     o, (new_H, new_G) = mesa.chunked(
       q,
       k,

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import config, layers, starts
+from arch import config, starts
 from arch.law import Aux
 from arch.recurrence import diagonal
 
@@ -55,10 +55,10 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, E = cfg.dim, cfg.E
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=starts.uniform_fan_in())
+    kw = dict(init=starts.uniform_fan_in(), rngs=rngs)
     for name in (*self.gates, "v_proj"):
-      setattr(self, name, layers.Linear(D, E, **kw))
-    self.out_proj = layers.Linear(E, D, **kw) if cfg.expand != 1 else None
+      setattr(self, name, cfg.linear(D, E, **kw))
+    self.out_proj = cfg.linear(E, D, **kw) if cfg.expand != 1 else None
 
   def init_state(self, batch, length=None):
     return {"h": jnp.zeros((batch, self.cfg.E))}

@@ -83,15 +83,15 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     H, K, V, C, R = cfg.H, cfg.head, cfg.V, cfg.rank, cfg.rotary
     init = nnx.initializers.normal(cfg.std)
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=init)
+    kw = dict(init=init, rngs=rngs)
     Q = cfg.query_rank or H * (K + R)
-    self.in_proj = layers.Linear(cfg.dim, Q + C + R, **kw)
+    self.in_proj = cfg.linear(cfg.dim, (Q, C, R), **kw)
     if cfg.query_rank:
       self.q_norm = layers.RMSNorm(Q, eps=cfg.eps)
-      self.q_up = layers.Linear(Q, H * (K + R), **kw)
+      self.q_up = cfg.linear(Q, H * (K + R), **kw)
     self.norm = layers.RMSNorm(C, eps=cfg.eps)
-    self.up = layers.Linear(C, H * (K + V), **kw)
-    self.out_proj = layers.Linear(H * V, cfg.dim, **kw)
+    self.up = cfg.linear(C, H * (K + V), **kw)
+    self.out_proj = cfg.linear(H * V, cfg.dim, **kw)
 
   def init_state(self, batch, length=None):
     cfg = self.cfg
@@ -101,9 +101,8 @@ class Mixer(nnx.Module):
   def __call__(self, x, reset, state):
     cfg = self.cfg
     B, T, _ = x.shape
-    H, K, C, R = cfg.H, cfg.head, cfg.rank, cfg.rotary
-    Q = cfg.query_rank or H * (K + R)
-    q, c, r = jnp.split(self.in_proj(x), (Q, Q + C), -1)
+    H, K, R = cfg.H, cfg.head, cfg.rotary
+    q, c, r = self.in_proj(x)
     if cfg.query_rank:
       q = self.q_up(self.q_norm(q))
     q, p = jnp.split(q.reshape(B, T, H, K + R), (K,), -1)

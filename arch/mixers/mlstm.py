@@ -74,20 +74,19 @@ def maximum(a, b, m):
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
-    D, H, V = cfg.dim, cfg.heads, cfg.V
+    D, H = cfg.dim, cfg.heads
+    HK, HV = H * cfg.K, H * cfg.V
     normal, zeros = nnx.initializers.normal, nnx.initializers.zeros
-    kw = dict(dtype=cfg.compute, rngs=rngs)
     small = normal((2 / (5 * D)) ** 0.5)
-    width = H * (2 * cfg.K + V)
-    init = starts.columns((small, width), (zeros, H * V))
-    self.in_proj = layers.Linear(D, width + H * V, init=init, **kw)
-    self.gates = layers.Linear(D, 2 * H, init=zeros, **kw)
+    init = starts.columns((small, 2 * HK + HV), (zeros, HV))
+    self.in_proj = cfg.linear(D, (HK, HK, HV, HV), init=init, rngs=rngs)
+    self.gates = cfg.linear(D, 2 * H, init=zeros, rngs=rngs)
     bias = jnp.full(H, -10.0), jnp.linspace(3, 6, H)
     self.gates_bias = roles.Gate(jnp.concatenate(bias))
     eps = cfg.eps if cfg.norm_eps is None else cfg.norm_eps
-    self.norm = layers.HeadNorm(H, V, eps=eps, bias=False)
+    self.norm = layers.HeadNorm(H, cfg.V, eps=eps, bias=False)
     residual = normal(2 / cfg.depth / D**0.5)
-    self.out_proj = layers.Linear(H * V, D, init=residual, **kw)
+    self.out_proj = cfg.linear(HV, D, init=residual, rngs=rngs)
 
   def init_state(self, batch, length=None):
     H, K, V = self.cfg.heads, self.cfg.K, self.cfg.V
@@ -102,8 +101,7 @@ class Mixer(nnx.Module):
     H, K, V = cfg.heads, cfg.K, cfg.V
     state = state or self.init_state(B)
 
-    cuts = (H * K, 2 * H * K, H * (2 * K + V))
-    q, k, v, z = jnp.split(self.in_proj(u), cuts, -1)
+    q, k, v, z = self.in_proj(u)
     q, k = (t.reshape(B, T, H, K) for t in (q * K**-0.5, k))
     gates = self.gates(u).astype(jnp.float32) + self.gates_bias[...][None, None]
     i, f = jnp.split(cfg.cap * jnp.tanh(gates / cfg.cap), 2, -1)  # B T H

@@ -58,13 +58,12 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, E = cfg.dim, cfg.expand * cfg.dim
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    small = starts.xavier_uniform(2**-2.5)
-    init = starts.columns(*((small, width) for width in (D, D, E, E)))
-    self.in_proj = layers.Linear(D, 2 * (D + E), init=init, **kw)
+    small, widths = starts.xavier_uniform(2**-2.5), (D, D, E, E)
+    init = starts.columns(*((small, width) for width in widths))
+    self.in_proj = cfg.linear(D, widths, init=init, rngs=rngs)
     self.norm = layers.RMSNorm(cfg.expand * cfg.head, eps=cfg.eps)
     half = starts.xavier_uniform(0.5)
-    self.out_proj = layers.Linear(E, D, init=half, **kw)
+    self.out_proj = cfg.linear(E, D, init=half, rngs=rngs)
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
@@ -74,12 +73,12 @@ class Mixer(nnx.Module):
     }
 
   def __call__(self, u, reset, state):
-    B, T, D = u.shape
+    B, T, _ = u.shape
     H, K = self.cfg.H, self.cfg.head
     V = self.cfg.expand * K
     state = state or self.init_state(B)
 
-    q, k, v, z = jnp.split(self.in_proj(u), (D, 2 * D, 2 * D + H * V), -1)
+    q, k, v, z = self.in_proj(u)
     q, k = (t.reshape(B, T, H, K) for t in (q, k))
     v = v.reshape(B, T, H, V)
     # only differences of positions count, so that a document may start anywhere

@@ -79,14 +79,16 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     E, H = cfg.E, cfg.blocks
     K = E // H
-    kw = dict(dtype=cfg.compute, rngs=rngs, bias=True)
-    self.in_proj = layers.Linear(cfg.dim, 2 * E, init=normal(), **kw)
-    self.conv = layers.ShortConv(E, cfg.conv, init=normal(0.01), **kw)
+    kw = dict(bias=True, rngs=rngs)
+    self.in_proj = cfg.linear(cfg.dim, (E, E), init=normal(), **kw)
+    self.conv = layers.ShortConv(
+      E, cfg.conv, init=normal(0.01), dtype=cfg.compute, **kw
+    )
     gates = jax.random.normal(rngs.params(), (H, K, 2 * K)) * K**-0.5
     self.gates = roles.Matrix(gates)
     self.gates_bias = roles.Vector(jnp.zeros((H, 2 * K)))
     self.decay = roles.Gate(decay(rngs.params(), (E,)))
-    self.out_proj = layers.Linear(E, cfg.dim, init=normal(2 / cfg.depth), **kw)
+    self.out_proj = cfg.linear(E, cfg.dim, init=normal(2 / cfg.depth), **kw)
 
   def init_state(self, batch, length=None):
     """`fresh`: no token was read, so that the next one is a first token."""
@@ -103,7 +105,7 @@ class Mixer(nnx.Module):
     if reset is not None:
       first |= reset
 
-    y, x = jnp.split(self.in_proj(u), 2, -1)
+    y, x = self.in_proj(u)
     x, conv = self.conv(x, reset, state["conv"])
     r, i = self.gate(x)
     softplus = jax.nn.softplus(self.decay[...])

@@ -79,7 +79,7 @@ class Mixer(nnx.Module):
     self.u = roles.Gate((high * (1 - along) + zigzag).reshape(H, K))
 
     def linear(init):
-      return layers.Linear(D, D, init=init, dtype=cfg.compute, rngs=rngs)
+      return cfg.linear(D, D, init=init, rngs=rngs)
 
     orthogonal, zeros = nnx.initializers.orthogonal, nnx.initializers.zeros
     self.receptance, self.key = linear(orthogonal(1)), linear(orthogonal(0.1))

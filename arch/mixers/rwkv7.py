@@ -107,12 +107,11 @@ class Mixer(nnx.Module):
 
     powers = jnp.array([0.2, 0.9, 0.7, 0.7, 0.9, 0.2])[:, None] * early
     self.mix = roles.Vector(1 - (i / D)[None] ** powers)  # r w k v a g
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    orthogonal = nnx.initializers.orthogonal
-    self.r_proj = layers.Linear(D, D, init=orthogonal(), **kw)
-    self.k_proj = layers.Linear(D, D, init=orthogonal(0.1), **kw)
-    self.v_proj = layers.Linear(D, D, init=orthogonal(), **kw)
-    self.out_proj = layers.Linear(D, D, init=nnx.initializers.zeros, **kw)
+    orthogonal, zeros = nnx.initializers.orthogonal, nnx.initializers.zeros
+    self.r_proj = cfg.linear(D, D, init=orthogonal(), rngs=rngs)
+    self.k_proj = cfg.linear(D, D, init=orthogonal(0.1), rngs=rngs)
+    self.v_proj = cfg.linear(D, D, init=orthogonal(), rngs=rngs)
+    self.out_proj = cfg.linear(D, D, init=zeros, rngs=rngs)
     decay = 6 * ramp ** (1 + late**0.3) - 5.5 + 2.5 * zigzag
     rank = cfg.rank(cfg.decay_rank, 2.5)
     self.decay = LowRank(cfg, rank, decay, rngs=rngs)

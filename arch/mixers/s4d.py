@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import config, layers, roles, starts
+from arch import config, roles, starts
 from arch.law import Aux
 from arch.recurrence import diagonal
 
@@ -83,14 +83,8 @@ class Mixer(nnx.Module):
     C = jax.random.normal(rngs.params(), (2, D, M)) * 0.5**0.5
     self.C = roles.Vector(C)
     self.D = roles.Gate(jax.random.normal(rngs.params(), (D,)))
-    self.out_proj = layers.Linear(
-      D,
-      2 * D,
-      dtype=cfg.compute,
-      rngs=rngs,
-      bias=starts.uniform(D**-0.5),
-      init=starts.uniform_fan_in(),
-    )
+    bias, init = starts.uniform(D**-0.5), starts.uniform_fan_in()
+    self.out_proj = cfg.linear(D, (D, D), init=init, bias=bias, rngs=rngs)
 
   def init_state(self, batch, length=None):
     zero = jnp.zeros((batch, self.cfg.dim, self.cfg.state // 2))
@@ -107,5 +101,5 @@ class Mixer(nnx.Module):
     y, ssm = diagonal.convolve(wide, x, angle, c, d, reset, state["ssm"])
     y = y + self.D[...][None, None] * wide
     y = jax.nn.gelu(y, approximate=False)
-    a, b = jnp.split(self.out_proj(y), 2, -1)
+    a, b = self.out_proj(y)
     return a * jax.nn.sigmoid(b), {"ssm": ssm}, Aux()

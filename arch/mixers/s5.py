@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import config, layers, roles, starts
+from arch import config, roles, starts
 from arch.law import Aux
 from arch.recurrence import diagonal
 
@@ -69,21 +69,20 @@ class Mixer(nnx.Module):
     low, high = np.log(1e-3), np.log(1e-1)
     log_dt = jax.random.uniform(rngs.params(), (M,), minval=low, maxval=high)
     self.log_dt = roles.Gate(log_dt)
-    kw = dict(dtype=cfg.compute, rngs=rngs)
 
     def normal(*shape):
       return starts.fan_in()(rngs.params(), shape, jnp.float32)
 
     # real parts, then imaginary ones; of W_C those are negated
     B = normal(N, D).T
-    self.B = layers.Linear(D, N, **kw)
+    self.B = cfg.linear(D, (M, M), rngs=rngs)
     self.B.weight = roles.Matrix(jnp.concatenate([B @ V[0], -(B @ V[1])], 1))
     re, im = normal(N, D), normal(N, D)
     re, im = V[0].T @ re - V[1].T @ im, V[0].T @ im + V[1].T @ re
-    self.C = layers.Linear(N, D, **kw)
+    self.C = cfg.linear(N, D, rngs=rngs)
     self.C.weight = roles.Matrix(jnp.concatenate([re, -im], 0))
     self.D = roles.Gate(jax.random.normal(rngs.params(), (D,)))
-    self.out_proj = layers.Linear(D, D, bias=True, **kw)
+    self.out_proj = cfg.linear(D, D, bias=True, rngs=rngs)
 
   def init_state(self, batch, length=None):
     zero = jnp.zeros((batch, self.cfg.state // 2))
@@ -94,7 +93,7 @@ class Mixer(nnx.Module):
     real = jnp.minimum(self.A_re[...], -1e-4)
     A, gain = diagonal.hold(jnp.exp(self.log_dt[...]), real, self.A_im[...])
     A, gain = (tuple(t[None, None] for t in pair) for pair in (A, gain))
-    b = jnp.split(self.B(u).astype(jnp.float32), 2, -1)
+    b = tuple(part.astype(jnp.float32) for part in self.B(u))
     h, last = diagonal.scan_pair(
       *A,
       *diagonal.times(gain, b),

@@ -12,7 +12,6 @@ B batch  T time  D width  W taps
 
 import dataclasses
 
-import jax.numpy as jnp
 from flax import nnx
 
 from arch import config, layers
@@ -39,16 +38,16 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     D = cfg.dim
     normal = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs, bias=cfg.bias)
-    self.in_proj = layers.Linear(D, 3 * D, init=normal, **kw)
-    self.conv = layers.ShortConv(D, cfg.conv, init=normal, **kw)
-    self.out_proj = layers.Linear(D, D, init=normal, **kw)
+    kw = dict(init=normal, bias=cfg.bias, rngs=rngs)
+    self.in_proj = cfg.linear(D, (D, D, D), **kw)
+    self.conv = layers.ShortConv(D, cfg.conv, dtype=cfg.compute, **kw)
+    self.out_proj = cfg.linear(D, D, **kw)
 
   def init_state(self, batch, length=None):
     return {"conv": self.conv.init_state(batch)}
 
   def __call__(self, u, reset, state):
     state = state or self.init_state(u.shape[0])
-    b, c, x = jnp.split(self.in_proj(u), 3, -1)
+    b, c, x = self.in_proj(u)
     y, conv = self.conv(b * x, reset, state["conv"])
     return self.out_proj(c * y), {"conv": conv}, Aux()

@@ -70,19 +70,19 @@ class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
     D, H = cfg.dim, cfg.H
-    kw = dict(dtype=cfg.compute, rngs=rngs, init=starts.uniform_fan_in())
-    self.in_proj = layers.Linear(D, 4 * D, **kw)
+    kw = dict(init=starts.uniform_fan_in(), rngs=rngs)
+    self.in_proj = cfg.linear(D, (3 * D, D), **kw)
     self.conv = layers.ShortConv(
       3 * D, cfg.conv, dtype=cfg.compute, rngs=rngs, bias=False
     )
-    self.gates = layers.Linear(D, 3 * H, bias=starts.uniform(D**-0.5), **kw)
+    self.gates = cfg.linear(D, (H, H, H), bias=starts.uniform(D**-0.5), **kw)
     xavier = starts.xavier_uniform()
     for n, shape in enumerate(cfg.shapes):
       keys = jax.random.split(rngs.params(), H)
       drawn = jax.vmap(lambda key, s=shape: xavier(key, s))(keys)
       setattr(self, f"M_{n}", roles.Matrix(drawn))
     self.norm = layers.RMSNorm(cfg.head)
-    self.out_proj = layers.Linear(D, D, **kw)
+    self.out_proj = cfg.linear(D, D, **kw)
 
   def init_state(self, batch, length=None):
     shapes = [(batch, self.cfg.H, *shape) for shape in self.cfg.shapes]
@@ -102,12 +102,12 @@ class Mixer(nnx.Module):
     state = state or self.init_state(B)
     names = "start", "M", "S", "count"
 
-    qkv, z = jnp.split(self.in_proj(u), (3 * D,), -1)
+    qkv, z = self.in_proj(u)
     qkv, conv = self.conv(qkv, reset, state["conv"])
     qkv = jax.nn.silu(qkv).reshape(B, T, 3 * H, K)
     q, k, v = jnp.split(qkv, 3, 2)
     q, k = (layers.unit(t).astype(v.dtype) for t in (q, k))
-    r, m, a = jnp.split(self.gates(u).astype(jnp.float32), 3, -1)
+    r, m, a = (t.astype(jnp.float32) for t in self.gates(u))
     o, new = titans.chunked(
       q,
       k,

@@ -65,14 +65,13 @@ class Mixer(nnx.Module):
     self.cfg = cfg
     D, H, K = cfg.dim, cfg.H, cfg.head
     normal = nnx.initializers.normal(0.02)
-    kw = dict(dtype=cfg.compute, rngs=rngs)
-    self.in_proj = layers.Linear(
-      D, (2 if cfg.conv else 3) * D, init=normal, **kw
-    )
+    kw = dict(init=normal, rngs=rngs)
+    self.in_proj = cfg.linear(D, (D, D) if cfg.conv else (D, D, D), **kw)
     if cfg.conv:
-      fan_in = starts.fan_in()
-      self.conv = layers.ShortConv(2 * D, cfg.conv, init=fan_in, **kw)
-    self.rate = layers.Linear(D, H, init=normal, bias=True, **kw)
+      self.conv = layers.ShortConv(
+        2 * D, cfg.conv, init=starts.fan_in(), dtype=cfg.compute, rngs=rngs
+      )
+    self.rate = cfg.linear(D, H, bias=True, **kw)
     self.share = roles.Gate(jnp.zeros(cfg.batch))
     self.W = roles.Matrix(normal(rngs.params(), (H, K, K)))
     self.b = roles.Vector(jnp.zeros((H, K)))
@@ -80,8 +79,8 @@ class Mixer(nnx.Module):
     self.bias = roles.Vector(jnp.zeros((H, K)))
     self.norm = layers.LayerNorm(D, eps=1e-6)
     if cfg.gate:
-      self.gate = layers.Linear(D, D, init=normal, **kw)
-    self.out_proj = layers.Linear(D, D, init=normal, **kw)
+      self.gate = cfg.linear(D, D, **kw)
+    self.out_proj = cfg.linear(D, D, **kw)
 
   def init_state(self, batch, length=None):
     H, K = self.cfg.H, self.cfg.head
@@ -99,12 +98,12 @@ class Mixer(nnx.Module):
     new = {}
 
     if cfg.conv:
-      qk, v = jnp.split(self.in_proj(u), 2, -1)
+      qk, v = self.in_proj(u)
       qk = jnp.concatenate([qk, qk], -1)
       qk, new["conv"] = self.conv(qk, reset, state["conv"])
       q, k = jnp.split(qk, 2, -1)
     else:
-      q, k, v = jnp.split(self.in_proj(u), 3, -1)
+      q, k, v = self.in_proj(u)
     q, k, v = (t.reshape(B, T, H, K) for t in (q, k, v))
     place = layers.positions(reset, state["count"], T) % cfg.batch
     q, k = (layers.rotary(t, place) for t in (q, k))

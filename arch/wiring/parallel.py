@@ -9,7 +9,8 @@ from arch.wiring import residual
 class Block(residual.Block):
   def __init__(self, place, cfg, *, layer, rngs):
     super().__init__(place, cfg, layer=layer, rngs=rngs)
-    for part in place.groups[0][1:] and place.groups[0]:
+    mixers = place.groups[0]
+    for part in mixers if len(mixers) > 1 else ():
       setattr(self, f"{part.slot}_norm", cfg.normaliser())
 
   def merge(self, group, ys):
