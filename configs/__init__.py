@@ -198,9 +198,9 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
 
 def fields(c) -> list[str]:
   """Paths of what the model, its mixers and channel mixers can be told."""
-  found = places(c.model.pattern, c.model.depth, c.model.channel)
-  used = {("mixers", name) for place in found for name in place.mixers}
-  used |= {("channels", p.channel) for p in found if p.channel != "none"}
+  standing = places(c.model.pattern, c.model.depth, c.model.channel)
+  used = {("mixers", name) for place in standing for name in place.mixers}
+  used |= {("channels", p.channel) for p in standing if p.channel != "none"}
   common = {f.name for f in dataclasses.fields(config.Config)}
   found = [f"model.{f.name}" for f in dataclasses.fields(lm.Config)]
   for axis, name in sorted(used):

@@ -36,6 +36,26 @@ def pytest_addoption(parser):
     action="store_true",
     help="keep what the parity and TPU suites find in docs/provenance.json",
   )
+  parser.addoption(
+    "--anew",
+    action="store_true",
+    help="also check what docs/provenance.json has of this very code",
+  )
+
+
+def pytest_collection_modifyitems(config, items):
+  """What is on record of this very code is not shown again."""
+  if config.getoption("provenance") or config.getoption("anew"):
+    return
+  from train import provenance
+
+  record, kept, left = provenance.read(), [], []
+  for item in items:
+    mark = item.get_closest_marker("recorded")
+    holds = mark and provenance.holds(record, *mark.args)
+    (left if holds else kept).append(item)
+  config.hook.pytest_deselected(items=left)
+  items[:] = kept
 
 
 class Provenance:

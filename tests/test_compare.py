@@ -41,7 +41,7 @@ def plan(folder, **fields):
   )
 
 
-def comparison(path, its_plan, archs=("attention", "mamba2"), **fields):
+def comparison(path, its_plan, archs=("attention", "mingru"), **fields):
   arms = {name: configs.load(name, "tiny") for name in archs}
   said = []
   return compare.Comparison(
@@ -126,9 +126,9 @@ def test_another_plan_is_refused(finished, folder):
 
 def test_one_arm_may_be_added(finished, folder):
   path, whole, _ = finished
-  made, _ = comparison(path, plan(folder), ("attention", "mamba2", "rglru"))
+  made, _ = comparison(path, plan(folder), ("attention", "mingru", "rglru"))
   results = made.run()
-  assert set(results["arms"]) == {"attention", "mamba2", "rglru"}
+  assert set(results["arms"]) == {"attention", "mingru", "rglru"}
   assert scores(whole).items() <= scores(results).items()
 
 
@@ -136,7 +136,7 @@ def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
   old, whole, _ = finished
   shutil.copytree(old, tmp_path / "copy")
   # of a kill between a result and the end of its state
-  killed = tmp_path / "copy/runs/mamba2/tune-seed0-lr0.001/checkpoints/5"
+  killed = tmp_path / "copy/runs/mingru/tune-seed0-lr0.001/checkpoints/5"
   killed.mkdir(parents=True)
   its_plan = plan(folder, seeds=3, lrs=(1e-30, 1e-3, 1e-2))
   made, _ = comparison(tmp_path / "copy", its_plan, together=3)
@@ -155,14 +155,14 @@ def test_rates_and_seeds_may_be_added(finished, folder, tmp_path, monkeypatch):
 
 def test_together_is_one_by_one(finished, folder, tmp_path):
   _, whole, _ = finished
-  made, _ = comparison(tmp_path, plan(folder), ("mamba2",), together=2)
+  made, _ = comparison(tmp_path, plan(folder), ("mingru",), together=2)
   results = made.run()
   for key, value in scores(results).items():
     assert value == pytest.approx(scores(whole)[key], rel=1e-3)
   # a run has its share of its group's seconds
   clocks = [
     [line["seconds"] for line in metrics.read(lines) if "loss_0" in line]
-    for lines in (tmp_path / "runs" / "mamba2").glob("*together*")
+    for lines in (tmp_path / "runs" / "mingru").glob("*together*")
   ]
   shares = [run["curve"]["seconds"] for run in results["runs"]]
   halves = [[seconds / 2 for seconds in clock] for clock in clocks]
@@ -259,7 +259,7 @@ def test_a_result_that_is_cut_short_says_what_to_do(
   finished, folder, tmp_path, text
 ):
   shutil.copytree(finished[0], tmp_path / "copy")
-  file = next((tmp_path / "copy" / "runs" / "mamba2").glob("*/result.json"))
+  file = next((tmp_path / "copy" / "runs" / "mingru").glob("*/result.json"))
   file.write_text(text)
   made, _ = comparison(tmp_path / "copy", plan(folder))
   with pytest.raises(ValueError, match="delete it to train .* again") as e:
@@ -286,7 +286,7 @@ def test_states_of_finished_runs_are_dropped(finished):
   """But for each arm's first seed's, from which text can be generated."""
   path, _, said = finished
   kept = [f.parents[1] for f in path.glob("runs/*/*/checkpoints/*")]
-  assert {run.parent.name for run in kept} >= {"attention", "mamba2"}
+  assert {run.parent.name for run in kept} >= {"attention", "mingru"}
   assert all(run.name.startswith("final-seed1-") for run in kept)
   with pytest.raises(ValueError, match="--workdir=.*/attention/final-seed1-lr"):
     checkpoint.load_model(path)
@@ -312,7 +312,7 @@ def test_states_of_finished_runs_are_dropped(finished):
 def test_what_is_kept(keep, phase, seeds, left, folder, tmp_path):
   for step in (7, 9):
     (tmp_path / f"checkpoints/{step}").mkdir(parents=True)
-  made, _ = comparison(tmp_path / "w", plan(folder), ("mamba2",), keep=keep)
+  made, _ = comparison(tmp_path / "w", plan(folder), ("mingru",), keep=keep)
   made.drop(tmp_path, phase, [(seed, 0.1) for seed in seeds])
   assert checkpoint.steps(tmp_path) == left
 
@@ -350,7 +350,7 @@ def test_what_is_left_is_told():
 
 
 def test_one_step_has_no_rate(folder, tmp_path):
-  made, _ = comparison(tmp_path, plan(folder, tokens=26), ("mamba2",))
+  made, _ = comparison(tmp_path, plan(folder, tokens=26), ("mingru",))
   result = loop.Result({}, 1, True, [], 0.0, 3.0, [])
   assert made.timing(result, 1)["tokens_per_second"] is None
   result = dataclasses.replace(result, step=3, seconds=2.0)
@@ -408,8 +408,8 @@ def test_what_no_arm_would_have_is_refused(
 
 def test_settings_are_of_the_plan_and_the_results(folder, tmp_path):
   given = plan(folder, settings=("model.dtype=bfloat16",))
-  made, _ = comparison(tmp_path, given, ("mamba2",))
-  assert made.results({}, [], made.configs["mamba2"][1])["settings"] == [
+  made, _ = comparison(tmp_path, given, ("mingru",))
+  assert made.results({}, [], made.configs["mingru"][1])["settings"] == [
     "model.dtype=bfloat16"
   ]
   assert "settings" not in plan(folder).fixed  # as before there were any
@@ -457,7 +457,7 @@ def test_an_arm_that_diverges_at_every_rate_is_reported(folder, tmp_path):
 def test_runs_of_an_edited_config_are_not_reused(finished, folder, tmp_path):
   shutil.copytree(finished[0], tmp_path / "copy")
   made, _ = comparison(tmp_path / "copy", plan(folder))
-  cfg, data = made.configs["mamba2"]
+  cfg, data = made.configs["mingru"]
   with cfg.unlocked():
     cfg.train.decay = 0.25
   with pytest.raises(ValueError, match="decay: saved 0.1, given 0.25"):
@@ -473,11 +473,11 @@ def test_runs_of_other_code_are_refused_unless_told(
   shutil.copytree(old, tmp_path / "copy")
   known = provenance.code
   monkeypatch.setattr(
-    provenance, "code", lambda m: known(m) + "x" * (m.pattern[0] == "mamba2")
+    provenance, "code", lambda m: known(m) + "x" * (m.pattern[0] == "mingru")
   )
   made, _ = comparison(tmp_path / "copy", plan(folder))
   with pytest.raises(
-    ValueError, match="other code of mamba2: .*--old_code"
+    ValueError, match="other code of mingru: .*--old_code"
   ) as e:
     made.run()
   assert "\n" not in str(e.value)
@@ -493,15 +493,15 @@ def test_runs_of_other_code_are_refused_unless_told(
   assert "at the commits unknown (4) and" in report.leaderboard(results)
   # nor does one go on that other code began
   path = tmp_path / "begun"
-  assert made.begun(path, "mamba2") != made.begun(path, "attention")
+  assert made.begun(path, "mingru") != made.begun(path, "attention")
   (path / "checkpoints" / "4").mkdir(parents=True)
   assert made.begun(path, "attention") == made.code["attention"]
-  assert made.begun(path, "mamba2") == made.code["attention"]
+  assert made.begun(path, "mingru") == made.code["attention"]
   made.old_code = False
   with pytest.raises(
-    ValueError, match="begun was trained by other code of mam"
+    ValueError, match="begun was trained by other code of min"
   ):
-    made.begun(path, "mamba2")
+    made.begun(path, "mingru")
 
 
 def test_no_arm():

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from test_launch import run
 
 import configs
-from arch import arrays, lm
+from arch import arrays
 from train import checkpoint, convert, generate, workdir
 from train.convert import types
 from train.convert.rules import backwards
@@ -150,17 +150,24 @@ def test_logits_gradients_and_decoding(kind, name, folders, runs, tmp_path):
   model = checkpoint.load_model(made)
   cached = name not in getattr(module(kind), "NO_CACHE", ())
   steps = decoded(kind, theirs) if cached else None
+  if name != next(iter(module(kind).CASES)):  # as the first one's gradients
+    with torch.no_grad():
+      logits = theirs(torch.tensor(tokens())).logits.numpy()
+    own, _ = jax.jit(lambda model, text: model(text))(model, tokens())
+    close(own, logits, 1e-4)
+    if steps is not None:
+      close(own, steps, 1e-4)
+    return
   logits, nll, grads = graded(theirs, tmp_path / "gradients")
 
-  cfg = workdir.read(made)["config"]
   params, buffers = arrays.pure(model)
   text = jnp.asarray(tokens())
 
   @jax.jit
   def run(params):
     def loss(params):
-      model = arrays.fill(lm.abstract(cfg["model"]), params, buffers)
-      nats, _ = model.loss(text, jnp.roll(text, -1, 1), jnp.ones((2, T)))
+      own = arrays.fill(model, params, buffers)
+      nats, _ = own.loss(text, jnp.roll(text, -1, 1), jnp.ones((2, T)))
       return nats
 
     logits, _ = arrays.fill(model, params, buffers)(text)

@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
 
 def training(folder, path, *words):
   return (
-    "--config=configs/rglru.py:tiny",
+    "--config=configs/mingru.py:tiny",
     f"--config.data.name=text:{folder}",
     "--config.train.steps=300",
     "--config.train.length=57",

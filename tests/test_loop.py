@@ -29,7 +29,7 @@ def text(tmp_path_factory):
   return data_lib.load({"name": f"text:{folder}"})
 
 
-def prepared(data, name="mamba2", **fields):
+def prepared(data, name="mingru", **fields):
   c = config(name)
   c.model.vocab.size = 0
   c.train.update(

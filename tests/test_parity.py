@@ -29,26 +29,30 @@ def files(kind):
   return sorted(path.stem for path in folder.glob("[a-z]*.py"))
 
 
-def each(field):
-  """kind, name and fields of every entry of this list of the parity files."""
-  return pytest.mark.parametrize(
-    ("kind", "name", "fields"),
-    [
-      pytest.param(
-        kind, name, fields, id="-".join([name, *map(str, fields.values())])
-      )
-      for kind in KINDS
-      for name in files(kind)
-      for fields in getattr(module(kind, name), field)
-    ],
-  )
+def each(field, section, always=0):
+  """kind, name and fields of every entry of this list of the parity files.
+
+  Of each file the first `always` are run whatever is on record.
+  """
+  found = []
+  for kind in KINDS:
+    for name in files(kind):
+      for i, fields in enumerate(getattr(module(kind, name), field)):
+        mark = pytest.mark.recorded(kind, name, section)
+        label = "-".join([name, *map(str, fields.values())])
+        found.append(
+          pytest.param(
+            kind, name, fields, id=label, marks=[mark] * (i >= always)
+          )
+        )
+  return pytest.mark.parametrize(("kind", "name", "fields"), found)
 
 
 def arrays(tensors):
   return {name: t.detach().numpy() for name, t in tensors}
 
 
-@each("CASES")
+@each("CASES", "cases", always=1)
 def test_values_gradients_and_decoding(kind, name, fields, record_property):
   torch.manual_seed(0)
   case = module(kind, name).case(**fields)
@@ -122,7 +126,7 @@ def alike(ours, theirs):
   return True
 
 
-@each("START")
+@each("START", "start")
 def test_starts_as_theirs(kind, name, fields, record_property):
   """What both initialisations draw: see `alike`."""
   torch.manual_seed(0)

@@ -28,8 +28,22 @@ def test_fresh_stale_and_missing(tmp_path, monkeypatch):
   record = provenance.read(path)
   assert provenance.status("mixers", "mamba", record) == ["tpu unverified"]
   assert provenance.status("mixers", "rglru", record)
-  monkeypatch.setattr(provenance, "digest", lambda kind, name: "edited")
+  monkeypatch.setattr(provenance, "digest", lambda *args: "edited")
   assert "cases stale" in provenance.status("mixers", "mamba", record)
+
+
+def test_what_holds_is_of_this_code_and_these_versions(tmp_path, monkeypatch):
+  path = tmp_path / "provenance.json"
+  provenance.update({("mixers", "mamba", "cases"): [CASE]}, path)
+  record = provenance.read(path)
+  assert provenance.holds(record, "mixers", "mamba", "cases")
+  assert not provenance.holds(record, "mixers", "mamba", "tpu")
+  assert not provenance.holds(record, "mixers", "mamba2", "cases")
+  with monkeypatch.context() as patch:
+    patch.setattr(provenance, "versions", lambda: {"jax": "0.1"})
+    assert not provenance.holds(record, "mixers", "mamba", "cases")
+  monkeypatch.setattr(provenance, "digest", lambda *args: "edited")
+  assert not provenance.holds(record, "mixers", "mamba", "cases")
 
 
 def test_a_mixer_that_is_gone_takes_its_record_along(tmp_path):
@@ -48,19 +62,25 @@ def test_a_record_of_another_format_is_refused(tmp_path):
     provenance.read(path)
 
 
-def test_every_mixer_is_a_row_and_a_card(tmp_path):
-  path = tmp_path / "provenance.json"
+def test_every_mixer_says_what_it_is():
+  for name in registry.names("mixers"):
+    about = provenance.described(registry.find("mixers", name))
+    assert about["title"] and about["formula"] and about["papers"], name
+
+
+def test_a_mixer_is_a_row_and_a_card(tmp_path):
+  path, names = tmp_path / "provenance.json", ["attention", "hyena", "mamba"]
   provenance.update({("mixers", "mamba", "cases"): [CASE]}, path)
-  table = provenance.rows(provenance.read(path))
-  assert [row["name"] for row in table] == registry.names("mixers")
+  table = provenance.rows(provenance.read(path), names)
+  assert [row["name"] for row in table] == names
   for row in table:
-    assert row["title"] and row["formula"] and row["papers"], row["name"]
     assert row["flops"] > 0 and min(row["state"].values()) > 0, row["name"]
   of = {row["name"]: row for row in table}
   assert of["mamba"]["recurrence"] == "diagonal"
   assert of["attention"]["recurrence"] == "attention"
+  assert of["hyena"]["recurrence"] == "convolution"
   text, page = architectures.text(table), architectures.page(table)
-  for name in registry.names("mixers"):
+  for name in names:
     assert name in text and f'<h2 id="{name}">' in page
   assert "unverified" in text and "2e-06" in text
   assert "their &lt;code>" in page or "their &lt;code&gt;" in page

@@ -521,7 +521,7 @@ def traced(name, time):
   return len(found), max(v.aval.size for e in found for v in e.outvars)
 
 
-@each
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_linear_in_time(name):
   few, small = traced(name, 128)
   many, large = traced(name, 512)

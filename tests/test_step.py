@@ -23,7 +23,7 @@ def trained(c, state, step=None, steps=10):
   return jax.device_get(state), metrics
 
 
-def quick(name="mamba2", **fields):
+def quick(name="mingru", **fields):
   c = config(name)
   c.train.warmup = 2
   c.train.update(fields)

@@ -9,8 +9,10 @@ by `launch.architectures --measure` (time and memory at 2,048 tokens):
    "mixers": {NAME: {SECTION: {"hash", "date", "versions", "found"}}},
    "channels": ...}
 
-A section whose hash is not that of the mixer's file, and of what it imports
-from arch, is stale; a mixer without one is unverified in it.
+A section whose hash is not that of the mixer's file, of what it imports from
+arch, and of what checked it, is stale; a mixer without one is unverified in it.
+The suite does not check again what a section holds of this very code, found
+with these versions.
 """
 
 import ast
@@ -38,6 +40,13 @@ FILE = ROOT / "docs" / "provenance.json"
 FORMAT = 1
 KINDS = ("mixers", "channels")
 CHECKS = ("cases", "start", "tpu")  # what a mixer must have
+PARITY = ("tests/test_parity.py", "tests/parity/{kind}/{name}.py")
+PROOFS = {  # the files that check a section
+  "cases": PARITY,
+  "start": (*PARITY, "tests/parity/starts.py"),
+  "tpu": ("tests/test_tpu.py",),
+  "measured": (),
+}
 
 TRAINING = (  # what trains and scores any model
   "train.data",
@@ -51,9 +60,30 @@ PACKAGES = ("jax", "flax", "torch", "transformers", "fla-core", "libtpu")
 RECURRENCES = [m.name for m in pkgutil.iter_modules(recurrences.__path__)]
 
 
-def digest(kind: str, name: str) -> str:
-  """Of the mixer's code, as a section keeps it."""
-  return _hash(sources(f"arch.{kind}.{name}"))
+@functools.cache
+def digest(kind: str, name: str, section: str) -> str:
+  """Of the mixer's code and of what checks it, as a section keeps it."""
+  proofs = (file.format(kind=kind, name=name) for file in PROOFS[section])
+  found = {file for file in proofs if (ROOT / file).exists()}
+  return _hash(sources(f"arch.{kind}.{name}") | found)
+
+
+def versions() -> dict[str, str]:
+  """Of the packages that are here and matter to what is found."""
+  return {
+    name: metadata.version(name)
+    for name in PACKAGES
+    if importlib.util.find_spec(name.removesuffix("-core"))
+  }
+
+
+def holds(record: dict, kind: str, name: str, section: str) -> bool:
+  """Whether a section is of this very code and these versions."""
+  entry = record[kind].get(name, {}).get(section)
+  if not entry or not entry["found"]:
+    return False
+  right = entry["hash"] == digest(kind, name, section)
+  return right and entry["versions"] == versions()
 
 
 def _hash(files: Iterable[str]) -> str:
@@ -129,16 +159,16 @@ def update(found, path=FILE):
   saved = read(path)
   stamp = {
     "date": datetime.date.today().isoformat(),
-    "versions": {
-      name: metadata.version(name)
-      for name in PACKAGES
-      if importlib.util.find_spec(name.removesuffix("-core"))
-    },
+    "versions": versions(),
   }
   for (kind, name, section), value in found.items():
     entry = saved[kind].setdefault(name, {})
     value = sorted(value, key=json.dumps)  # workers end in any order
-    entry[section] = {"hash": digest(kind, name), **stamp, "found": value}
+    entry[section] = {
+      "hash": digest(kind, name, section),
+      **stamp,
+      "found": value,
+    }
   for kind in KINDS:  # a mixer that is gone takes its record along
     known = set(registry.names(kind))
     saved[kind] = {k: saved[kind][k] for k in sorted(saved[kind]) if k in known}
@@ -151,7 +181,7 @@ def status(kind: str, name: str, record: dict) -> list[str]:
   for section in CHECKS if kind == "mixers" else ("cases",):
     if section not in entry or not entry[section]["found"]:
       wrong.append(f"{section} unverified")
-    elif entry[section]["hash"] != digest(kind, name):
+    elif entry[section]["hash"] != digest(kind, name, section):
       wrong.append(f"{section} stale")
   return wrong
 
@@ -203,7 +233,9 @@ def rows(
     model = arch.abstract(cfg.model)
     entry = record["mixers"].get(name, {})
     found = {k: entry[k]["found"] for k in entry}
-    if entry.get("measured", {}).get("hash") != digest("mixers", name):
+    if entry.get("measured", {}).get("hash") != digest(
+      "mixers", name, "measured"
+    ):
       found.pop("measured", None)
     cases = found.get("cases", [])
     errors = {}
