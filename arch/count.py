@@ -192,7 +192,7 @@ def group_of(path: tuple) -> str:
   name = inside[1] if block.startswith("stack_") else inside[0]
   if name == "channel":
     return "channel"
-  if name in registry.names("mixers") or name == "out":  # of block.Own
+  if name in registry.names("mixers") or name == "out":  # of trunk.Own
     return "mixer"
   if name == "norm" or name.endswith("_norm"):
     return "norm"
