@@ -172,7 +172,7 @@ def decoding(model, length: int) -> Decoding:
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
     names = [entry.key for entry in path[:4]]  # trunk, stack, block, module
     group = "channel" if names[-1] == "channel" else "mixer"
-    if names == ["position"]:
+    if names[0] == "vocab":
       group = "vocab"
     size[group] += math.prod(leaf.shape) * leaf.dtype.itemsize
   token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -184,7 +184,7 @@ def decoding(model, length: int) -> Decoding:
 
 def group_of(path: tuple) -> str:
   """The group of a parameter, from its place in the model."""
-  if path[0] in ("vocab", "positions"):
+  if path[0] == "vocab":
     return "vocab"
   if path[0] in ("norm", "embed_norm"):
     return "norm"

@@ -11,15 +11,14 @@ import dataclasses
 from collections.abc import Mapping
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from arch.config import closest, configure
 from arch.law import Aux
-from arch.layers import NORMS, positions
+from arch.layers import NORMS
 from arch.registry import find
-from arch.roles import Embedding
 from arch.trunk import Trunk
+from arch.vocabulary import Vocab
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,8 @@ class Config:
     channel: channel mixer of the entries that name none; "none" for none.
     mixers: fields of each mixer's Config, by its name.
     channels: fields of each channel mixer's Config, by its name.
-    vocab: `name` of a file in arch/vocab, `size`, and fields of its Config.
+    vocab: `name` of a file in arch/vocab, or `input` and `output`, `size`, and
+      fields of their Configs.
     norm: of the residual stream: "rms", "rms_plus" (its parameter is w - 1),
       "rms_plain" (it has none) or "layer" (with biases).
     norm_eps: what a norm adds to the mean square.
@@ -105,29 +105,22 @@ def build(cfg: Mapping, *, rngs: nnx.Rngs) -> "LM":
 class LM(nnx.Module):
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     self.length = cfg.length
-    vocab = dict(cfg.vocab)
-    name = vocab.pop("name")
-    module = find("vocab", name)
-    vocab = configure(
-      module.Config, f"vocabulary {name}", dim=cfg.dim, dtype=cfg.dtype, **vocab
-    )
-    self.vocab = module.Vocab(vocab, rngs=rngs)
+    self.vocab = Vocab(cfg, rngs=rngs)
     self.trunk = Trunk(cfg, rngs=rngs)
     self.norm = cfg.normaliser()
     self.embed_norm = cfg.normaliser() if cfg.embed_norm else None
-    rows = nnx.initializers.normal(0.02)
-    self.positions = (
-      Embedding(rows(rngs.params(), (cfg.positions, cfg.dim)))
-      if cfg.positions
-      else None
-    )
+
+  @property
+  def limit(self) -> int | None:
+    """The longest document that it can read, in tokens; None for any."""
+    return self.vocab.limit
 
   def init_state(self, batch: int, length: int | None = None):
     """A fresh state; a ring of `length` keys where memory is not fixed."""
-    state = {"trunk": self.trunk.init_state(batch, length)}
-    if self.positions is not None:
-      state["position"] = jnp.zeros(batch, jnp.int32)
-    return state
+    return {
+      "vocab": self.vocab.init_state(batch),
+      "trunk": self.trunk.init_state(batch, length),
+    }
 
   def features(self, tokens, reset=None, state=None, *, key=None):
     """What the readout sees.
@@ -143,34 +136,12 @@ class LM(nnx.Module):
       means over the layers and whose `next` is nested as the model is.
     """
     with jax.named_scope("vocab"):
-      x = self.vocab.embed(tokens)
-      if self.positions is not None:
-        at, after = self.place(*tokens.shape, reset, state)
-        # NaN beyond the last position, as for a token that does not exist
-        rows = jnp.take(self.positions[...], at, axis=0)
-        x += rows.astype(x.dtype)
+      own = None if state is None else state["vocab"]
+      x, own = self.vocab.embed(tokens, reset, own)
     if self.embed_norm is not None:
       x = self.embed_norm(x)
     x, new, aux = self.mix(x, reset, state, key=key)
-    if self.positions is not None:
-      new["position"] = after
-    return x, new, aux
-
-  def place(self, B, T, reset, state):
-    """Positions B T in their documents, and the next token's, B.
-
-    Raises:
-      ValueError: T tokens have more positions than there are.
-    """
-    known = self.positions.shape[0]
-    if T > known:
-      raise ValueError(
-        f"{T} tokens at once, but the model has {known} learned positions: "
-        "shorten the context"
-      )
-    before = jnp.zeros(B, jnp.int32) if state is None else state["position"]
-    at = positions(reset, before, T)
-    return at, at[:, -1] + 1
+    return x, new | {"vocab": own}, aux
 
   def mix(self, x, reset=None, state=None, *, key=None):
     """As `features`, from the embedded tokens x, B T D."""
@@ -189,6 +160,13 @@ class LM(nnx.Module):
     x, _, aux = self.features(tokens, reset, key=key)
     with jax.named_scope("vocab"):
       return self.vocab.loss(x, targets, weights), aux
+
+  def score(self, tokens, targets, reset=None, state=None):
+    """nats B T in float32, whether the likeliest symbol was right, B T, and the
+    carried state; B T V is never built."""
+    x, state, _ = self.features(tokens, reset, state)
+    with jax.named_scope("vocab"):
+      return *self.vocab.score(x, targets), state
 
 
 def abstract(cfg: Mapping) -> LM:

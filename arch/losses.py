@@ -1,4 +1,4 @@
-"""Cross-entropy over a vocabulary, a few positions at a time.
+"""Means over positions of what a vocabulary answers, a few positions at a time.
 
   nll_i = logsumexp_v l_iv - l_iy,  dnll_i / dl_iv = softmax_v(l_i) - [v = y]
 
@@ -9,10 +9,11 @@ exist: no product is repeated, and the pass backward only scales. The fused
 linear cross-entropy of Liger (https://arxiv.org/abs/2410.10989, sec. 3.2) does
 so on a GPU.
 
-A `logits_fn(params, x)` is pure, closes over no array, and turns C D into
-C V in float32. It works on the positions [j, n + j, 2 n + j ...] at step j of
-n, and n divides a sequence, or is of whole ones, so that a batch split over
-devices stays where it is.
+A `fn(params, held, x, given)` is pure, closes over no array, and answers C
+positions from C D: `params` are float arrays that learn, `held` constants, and
+`given` what else a position has, as its target. It works on the positions
+[j, n + j, 2 n + j ...] at step j of n, and n divides a sequence, or is of whole
+ones, so that a batch split over devices stays where it is.
 
 B batch  T time  D width  V symbols  C positions in a chunk  n chunks
 """
@@ -29,38 +30,37 @@ LOGITS = 2**18
 POSITIONS = 512
 
 
-def chunk_size(size: int) -> int:
-  """How many positions a chunk holds with this many symbols."""
-  return max(POSITIONS, LOGITS // size)
+def chunk_size(wide: int) -> int:
+  """How many positions a chunk holds, of so many numbers each."""
+  return max(POSITIONS, LOGITS // wide)
 
 
-def mean_nll(logits_fn, params, x, targets, weights, chunk: int):
-  """sum(weights nll) / sum(weights), nats; 0 where all weights are 0.
+def mean(fn, params, held, x, given, weights, chunk: int):
+  """sum(weights fn) / sum(weights); 0 where all weights are 0.
 
   Args:
-    params: what `logits_fn` reads, a pytree of float arrays.
+    fn: (params, held, C D, given of C) -> C float32.
+    params: a pytree of float arrays, which get a gradient, as x does.
+    held: a pytree of arrays, which get none.
     x: B T D.
-    targets: B T int32.
+    given: a pytree of B T ..., which get none.
     weights: B T float32, at least 0.
     chunk: positions that are worked on at a time.
   """
   weights = weights.astype(jnp.float32)
   total = jnp.maximum(jnp.sum(weights), jnp.finfo(jnp.float32).tiny)
-  x, targets, share = deal((x, targets, weights / total), chunk)
-  return _weighted(logits_fn, params, x, targets, share)
+  x, given, share = deal((x, given, weights / total), chunk)
+  return _weighted(fn, params, held, x, given, share)
 
 
-def score(logits_fn, params, x, targets, chunk: int):
-  """nats B T in float32, and whether the likeliest symbol was right, B T."""
+def each(fn, params, held, x, given, chunk: int):
+  """What fn answers for every position, a pytree of B T."""
 
   def step(_, at):
-    x, targets = at
-    logits = logits_fn(params, x)
-    right = jnp.argmax(logits, -1) == targets
-    return None, (nll(logits, targets), right)
+    return None, fn(params, held, *at)
 
-  _, found = jax.lax.scan(step, None, deal((x, targets), chunk))
-  B, T = targets.shape
+  _, found = jax.lax.scan(step, None, deal((x, given), chunk))
+  B, T = x.shape[:2]
   _, (_, time) = cuts(B, T, chunk)
   return jax.tree.map(lambda a: a.T.reshape(-1, T + time)[:B, :T], found)
 
@@ -84,62 +84,73 @@ def cuts(B: int, T: int, chunk: int):
   return n * T, (-B % n, 0)
 
 
-def deal(arrays, chunk: int):
+def deal(tree, chunk: int):
   """Each B T ... as n C ..., zeros of weight 0 among them."""
-  n, more = cuts(*arrays[0].shape[:2], chunk)
+  n, more = cuts(*jax.tree.leaves(tree)[0].shape[:2], chunk)
 
   def cut(a):
     if any(more):
       a = jnp.pad(a, [(0, m) for m in more] + [(0, 0)] * (a.ndim - 2))
     return a.reshape(-1, n, *a.shape[2:]).swapaxes(0, 1)
 
-  return tuple(cut(a) for a in arrays)
+  return jax.tree.map(cut, tree)
 
 
+@jax.custom_vjp
 def nll(logits, targets):
   """C nats from C V logits."""
   chosen = jnp.take_along_axis(logits, targets[:, None], -1)[:, 0]
   return jax.nn.logsumexp(logits, -1) - chosen
 
 
+def _nll_forward(logits, targets):
+  return nll(logits, targets), (logits, targets)
+
+
+def _nll_backward(residuals, g):
+  """Without the scatter that the gradient of a choice would be."""
+  logits, targets = residuals
+  symbols = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1)
+  hit = jnp.where(symbols == targets[:, None], 1.0, 0.0)
+  return g[:, None] * (jax.nn.softmax(logits, -1) - hit), None
+
+
+nll.defvjp(_nll_forward, _nll_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _weighted(logits_fn, params, x, targets, weights):
-  """sum(weights nll) over n C positions."""
+def _weighted(fn, params, held, x, given, weights):
+  """sum(weights fn) over n C positions."""
 
   def step(total, at):
-    x, targets, weights = at
-    losses = nll(logits_fn(params, x), targets)
-    return total + jnp.sum(weights * losses), None
+    x, given, weights = at
+    return total + jnp.sum(weights * fn(params, held, x, given)), None
 
-  return jax.lax.scan(step, jnp.float32(0), (x, targets, weights))[0]
+  return jax.lax.scan(step, jnp.float32(0), (x, given, weights))[0]
 
 
-def _forward(logits_fn, params, x, targets, weights):
+def _forward(fn, params, held, x, given, weights):
   def step(carry, at):
     total, d_params = carry
-    x, targets, weights = at
-    logits, pullback = jax.vjp(logits_fn, params, x)
-    losses = nll(logits, targets)
-    symbols = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1)
-    hit = jnp.where(symbols == targets[:, None], 1.0, 0.0)
-    d_logits = weights[:, None] * (jax.nn.softmax(logits, -1) - hit)
-    own, d_x = pullback(d_logits)
+    x, given, weights = at
+    found, pullback = jax.vjp(lambda p, x: fn(p, held, x, given), params, x)
+    own, d_x = pullback(weights)
     d_params = jax.tree.map(jnp.add, d_params, own)
-    return (total + jnp.sum(weights * losses), d_params), (d_x, losses)
+    return (total + jnp.sum(weights * found), d_params), (d_x, found)
 
   start = jnp.float32(0), jax.tree.map(jnp.zeros_like, params)
-  (total, d_params), (d_x, losses) = jax.lax.scan(
-    step, start, (x, targets, weights)
+  (total, d_params), (d_x, found) = jax.lax.scan(
+    step, start, (x, given, weights)
   )
-  return total, (d_params, d_x, losses)
+  return total, (d_params, d_x, found)
 
 
-def _backward(logits_fn, residuals, g):
+def _backward(fn, residuals, g):
   def scale(a):
     return (g * a.astype(jnp.float32)).astype(a.dtype)
 
-  d_params, d_x, losses = jax.tree.map(scale, residuals)
-  return d_params, d_x, None, losses
+  d_params, d_x, found = jax.tree.map(scale, residuals)
+  return d_params, None, d_x, None, found
 
 
 _weighted.defvjp(_forward, _backward)

@@ -11,11 +11,13 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
-from arch import config, lm, registry
+from arch import config, lm, registry, vocabulary
 from arch.config import closest
 from arch.pattern import places
 
 SIZES = ("tiny", "small", "full")
+
+VOCAB = "model.vocab."
 
 # fields of `train` that a comparison sets, and how
 FLAGS = {
@@ -146,7 +148,8 @@ def variant(
   """The config of NAME[:FIELD=VALUE]..., `small` but for these fields.
 
   A FIELD is a path below `model`, as --config has it, or the name of a field of
-  the model, its mixers or channel mixers, where only one of them has it.
+  the model, its mixers or channel mixers, where only one of them has it, or
+  else of its vocabulary.
 
   Args:
     settings: FIELD=VALUE, before its own; may be of `train`, too.
@@ -197,7 +200,8 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
 
 
 def fields(c) -> list[str]:
-  """Paths of what the model, its mixers and channel mixers can be told."""
+  """Paths of what the model, its mixers, channel mixers and vocabulary can be
+  told."""
   standing = places(c.model.pattern, c.model.depth, c.model.channel)
   used = {("mixers", name) for place in standing for name in place.mixers}
   used |= {("channels", p.channel) for p in standing if p.channel != "none"}
@@ -208,7 +212,12 @@ def fields(c) -> list[str]:
     found += [
       f"model.{axis}.{name}.{f.name}" for f in own if f.name not in common
     ]
-  return found
+  ways = {*vocabulary.WAYS}
+  for name in vocabulary.files(c.model.vocab).values():
+    ways |= {
+      f.name for f in dataclasses.fields(registry.find("vocab", name).Config)
+    }
+  return found + [f"{VOCAB}{name}" for name in sorted(ways - common - {"size"})]
 
 
 def path_of(c, field: str, name: str) -> str:
@@ -217,9 +226,10 @@ def path_of(c, field: str, name: str) -> str:
 
 
 def whole(c, field: str, name: str) -> str:
-  """The one path that ends in this field."""
+  """The one path that ends in this field; a vocabulary's, if no other does."""
   paths = fields(c)
   found = [path for path in paths if path.rpartition(".")[2] == field]
+  found = [path for path in found if not path.startswith(VOCAB)] or found
   if not found:
     known = {path.rpartition(".")[2] for path in paths}
     raise ValueError(f"{name} has no field {field!r}: {closest(field, known)}")
@@ -235,6 +245,8 @@ def may_have(field: str) -> bool:
     case ["model"]:
       known = [lm.Config]
     case ["model", "vocab"]:
+      if last in ("name", *vocabulary.WAYS):
+        return True
       known = [
         registry.find("vocab", name).Config for name in registry.names("vocab")
       ]

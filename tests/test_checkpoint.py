@@ -21,7 +21,7 @@ import optax
 import pytest
 
 from arch import arrays, lm
-from train import checkpoint, workdir
+from train import checkpoint, renames, workdir
 from train.checkpoint import Checkpoints
 from train.step import Step
 
@@ -454,13 +454,19 @@ def test_a_model_is_loaded_from_its_folder_alone(run, which, step, capfd):
   assert capfd.readouterr() == ("", "")
 
 
-def test_names_of_before_are_read(tmp_path, capfd):
-  """When blocks lay beside the vocabulary; of Adam's means as well."""
+@pytest.mark.parametrize("rename", ["whole_vocab", "without_trunk"])
+@pytest.mark.parametrize("vocab", ["full", "lowrank"])
+def test_names_of_before_are_read(tmp_path, rename, vocab, capfd):
+  """Of a model's arrays, and of Adam's means."""
   c = models.config("experts")
+  c.model.vocab.name, c.model.positions = vocab, c.train.length
   step = Step(c)
   state = step.init(0, 1e-3)
-  old = checkpoint.without_trunk(state)
-  assert "stack_0" in old["params"] and "trunk" in state["params"]
+  old = renames.older(state, getattr(renames, rename))
+  assert {"positions", "vocab"} < old["params"].keys()
+  assert "positions" in state["params"]["vocab"]
+  assert ("trunk" in old["params"]) == (rename == "whole_vocab")
+  assert old["params"]["vocab"]["embedding"].ndim == 2
   with workdir.Workdir(tmp_path) as w, Checkpoints(w) as saved:
     w.record(c)
     saved.save(1, old, metrics={BITS: 1.0})

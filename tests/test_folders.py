@@ -66,7 +66,7 @@ def test_a_tied_readout_is_the_embedding(folder, tmp_path):
   refuses(path, "lm_head.weight is not equal to", EMBED)
   rewrite(path, lambda t: None, tie_word_embeddings=False)
   read = convert.model_of(path)
-  readout = read.state["params"]["vocab"]["readout"]
+  readout = read.state["params"]["vocab"]["readout"]["rows"]
   assert np.array_equal(readout, 2 * tensors(path)[EMBED])
 
 
@@ -141,7 +141,9 @@ def test_with_an_index_only_its_files_are_read(folder):
   stray = {EMBED: np.zeros((fuzz.V, 12), np.float32)}
   save_file(stray, path / "old_weights.safetensors")
   read = convert.model_of(path)
-  one, two = (x.state["params"]["vocab"]["embedding"] for x in (right, read))
+  one, two = (
+    x.state["params"]["vocab"]["embedding"]["rows"] for x in (right, read)
+  )
   assert np.array_equal(one, two)
   save_file(stray, path / convert.WHOLE)  # which transformers would take
   refuses(path, convert.WHOLE, convert.INDEX)
@@ -256,7 +258,7 @@ def test_fields_that_are_left_out(folder):
   read = convert.model_of(path)
   assert read.model["norm_eps"] == 1e-5
   assert "rms_norm_eps=1e-05" in " ".join(read.notes)
-  assert not np.any(read.state["params"]["vocab"]["embedding"][-1])
+  assert not np.any(read.state["params"]["vocab"]["embedding"]["rows"][-1])
 
 
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "rwkv7"])
@@ -290,5 +292,5 @@ def test_fields_and_defaults_are_those_of_transformers(kind):
 def test_a_model_is_made_of_what_is_read(folder, tmp_path):
   path = folder("rwkv7")
   convert.into(path, tmp_path / "run", configs.base_config())
-  table = load_model(tmp_path / "run").vocab.embedding[...]
+  table = load_model(tmp_path / "run").vocab.embedding.rows[...]
   assert np.array_equal(table[-1], table[3])

@@ -221,7 +221,7 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
     def own(i, name):
       return jax.tree.map(lambda a: a[i], getattr(model.trunk.stack_1, name))
 
-    x = e = model.vocab.embed(text)
+    x = e = model.vocab.embed(text)[0]
     first = model.trunk.stack_0.block_0
     first = jax.tree.map(lambda a: a[0], first)
     x = x + first.mamba(first.norm(x), None, None)[0]
@@ -308,7 +308,7 @@ def test_the_shell_of_gpt2():
     steps.append(logits)
   close(jnp.concatenate(steps, 1), whole)
   close(state, last)
-  assert state["position"].tolist() == [8, 13]
+  assert state["vocab"]["position"].tolist() == [8, 13]
   tail, _ = call(text[:1, 5:])
   close(whole[0, 5:], tail[0])
 
@@ -367,7 +367,7 @@ def test_a_stream_crosses_layers(monkeypatch):
   monkeypatch.setattr(registry, "names", lambda axis: [*known(axis), "toy"])
   c = small(pattern=("toy",), channel="none", depth=3)
   model, text = build(c), tokens(c)
-  x = model.vocab.embed(text)
+  x = model.vocab.embed(text)[0]
   # 0 + 1 + 2 embeddings are added by the three layers
   close(features(model, text), model.norm(4 * x))
 
@@ -420,7 +420,7 @@ def test_a_mixer_shares_once_a_model(monkeypatch, unroll):
   assert arch.count(model, 8).groups["mixer"] == 2 * 5 * c.model.dim
   rows = model.trunk.once.toy.rows[...]
   assert rows.shape == (5, c.model.dim)
-  x = model.vocab.embed(text)
+  x = model.vocab.embed(text)[0]
   added = jnp.array([1.0, 4.0, 3.0, 8.0, 5.0]) @ rows
   close(features(model, text), model.norm(x + added[None, None]))
 

@@ -1,6 +1,8 @@
 """Vocabularies, and the loss that never builds all logits."""
 
+import itertools
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,25 @@ from jax.extend import core
 from models import close
 
 from arch import losses, registry
-from arch.vocab import full
+from arch.product import product
+from arch.vocabulary import WAYS, Vocab
 
 VOCABS = registry.names("vocab")
+FILES = {
+  way: [n for n in VOCABS if hasattr(registry.find("vocab", n), kind)]
+  for way, kind in WAYS.items()
+}
+BOTH = [n for n in VOCABS if all(n in names for names in FILES.values())]
+PAIRS = list(itertools.product(*FILES.values()))
+in_and_out = pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 
 
-def make(name, *, dim=6, size=13, **fields):
-  module = registry.find("vocab", name)
-  cfg = module.Config(dim=dim, size=size, **fields)
-  return module.Vocab(cfg, rngs=nnx.Rngs(0))
+def make(pair, *, dim=6, size=13, positions=0, dtype="float32", **fields):
+  """A vocabulary of a file, or of one for the way in and one for that out."""
+  ways = pair if isinstance(pair, tuple) else (pair, pair)
+  vocab = dict(zip(WAYS, ways, strict=True), size=size, **fields)
+  cfg = SimpleNamespace(dim=dim, dtype=dtype, vocab=vocab, positions=positions)
+  return Vocab(cfg, rngs=nnx.Rngs(0))
 
 
 def data(B, T, D, V, dtype=jnp.float32):
@@ -43,8 +55,16 @@ def plain(table, x, targets, weights):
   return jnp.sum(weights * nll) / jnp.sum(weights)
 
 
+def logits_of(table, x):
+  return product("cd,vd->cv", x, table.astype(x.dtype))
+
+
+def nats(table, held, x, targets):
+  return losses.nll(logits_of(table, x), targets)
+
+
 def chunked(table, x, targets, weights, chunk=8):
-  return losses.mean_nll(full.read, table, x, targets, weights, chunk)
+  return losses.mean(nats, table, (), x, targets, weights, chunk)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +104,7 @@ def test_bfloat16_products_with_float32_logits():
   # one operation at a time, or XLA would leave out a rounding to bfloat16
   rounded = table.astype(jnp.bfloat16).astype(jnp.float32)
   flat = x.reshape(21, 32)
-  close(full.read(table, flat), flat.astype(jnp.float32) @ rounded.T, 1e-6)
+  close(logits_of(table, flat), flat.astype(jnp.float32) @ rounded.T, 1e-6)
 
 
 def test_weights_of_zero():
@@ -123,10 +143,12 @@ def sizes(jaxpr):
 
 
 @pytest.mark.parametrize("V", [256, 32_768])
-@pytest.mark.parametrize("name", VOCABS)
+@pytest.mark.parametrize("name", FILES["output"])
 def test_no_array_holds_all_logits(name, V):
   B, T, D = 8, 512, 16
-  vocab = nnx.eval_shape(lambda: make(name, dim=D, size=V))
+  vocab = nnx.eval_shape(
+    lambda: make(("full", name), dim=D, size=V, tied=False)
+  )
   x, targets, weights = jax.eval_shape(lambda: data(B, T, D, V))
 
   def train(vocab, x, targets, weights):
@@ -143,43 +165,172 @@ def test_no_array_holds_all_logits(name, V):
     assert max(sizes(jaxpr)) >= 512 * V  # the walk sees inside the scan
 
 
+def test_a_mean_of_anything():
+  """Of two given trees, read beside constants, against the plain sum."""
+  x, targets, weights = data(3, 7, 6, 13)
+  other = jax.random.normal(jax.random.key(3), (3, 7, 6))
+  table = jax.random.normal(jax.random.key(2), (13, 6))
+  held = jnp.arange(13)[::-1], jnp.float32(0.3)
+
+  def fn(params, held, x, given):
+    order, cold = held
+    targets, other = given
+    logits = logits_of(params[0][order], x) * params[1]
+    teacher = jax.nn.softmax(logits_of(params[0], other) * cold)
+    return losses.nll(logits, targets) - jnp.sum(teacher * logits, -1)
+
+  def plain(params, x):
+    flat = jax.tree.map(
+      lambda a: a.reshape(-1, *a.shape[2:]), (x, (targets, other))
+    )
+    each = fn(params, held, *flat)
+    return jnp.sum(weights.ravel() * each) / jnp.sum(weights)
+
+  def by_chunks(params, x):
+    return losses.mean(fn, params, held, x, (targets, other), weights, 4)
+
+  args = (table, jnp.float32(0.7)), x
+  found, exact = (
+    jax.jit(jax.value_and_grad(lambda *a, f=f: 2 * f(*a), (0, 1)))(*args)
+    for f in (by_chunks, plain)
+  )
+  close(found, exact, 2e-6)
+
+
+def test_nats_have_the_gradient_of_their_formula():
+  logits = 3 * jax.random.normal(jax.random.key(0), (5, 13))
+  targets, weights = jnp.arange(5) * 3, jnp.arange(5.0)
+
+  def plain(logits):
+    logs = jax.nn.log_softmax(logits)
+    return -weights @ jnp.take_along_axis(logs, targets[:, None], -1)[:, 0]
+
+  def ours(logits):
+    return weights @ losses.nll(logits, targets)
+
+  close(*(jax.value_and_grad(f)(logits) for f in (ours, plain)), 1e-6)
+
+
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", VOCABS)
-def test_score_and_loss_agree_with_the_logits(name, tied):
-  vocab = make(name, tied=tied)
+@pytest.mark.parametrize("name", FILES["output"])
+def test_a_readout_is_a_distribution(name, tied):
+  """Nats, score, loss and logits agree, and all nats are one whole."""
+  if tied and name not in FILES["input"]:
+    pytest.skip("nothing that it could be tied to")
+  way_in = name if tied else "full"
+  vocab = make((way_in, name), tied=tied)
   x, targets, weights = data(3, 7, 6, 13)
   logits = jax.jit(vocab.logits)(x)
   targets = targets.at[0].set(jnp.argmax(logits[0], -1))
   assert (logits.shape, logits.dtype) == ((3, 7, 13), jnp.float32)
   logs = jax.nn.log_softmax(logits)
   nll = -jnp.take_along_axis(logs, targets[..., None], -1)[..., 0]
-  nats, right = jax.jit(vocab.score)(x, targets)
+  score = jax.jit(vocab.score)
+  nats, right = score(x, targets)
   close(nats, nll, 1e-6)
   assert np.array_equal(right, jnp.argmax(logits, -1) == targets)
   assert np.all(right[0]) and not np.all(right)
   loss = jax.jit(vocab.loss)(x, targets, weights)
   close(loss, jnp.sum(weights * nll) / jnp.sum(weights), 1e-6)
+  every = [score(x, jnp.full_like(targets, v))[0] for v in range(13)]
+  close(sum(jnp.exp(-nats) for nats in every), jnp.ones((3, 7)), 1e-6)
+
+
+@pytest.mark.parametrize("positions", [0, 11])
+@pytest.mark.parametrize("name", FILES["input"])
+def test_a_table_is_causal_splits_and_forgets(name, positions):
+  vocab = make((name, "full"), tied=False, positions=positions)
+  if positions:
+    rows = jax.random.normal(jax.random.key(0), (11, 6))
+    vocab.positions[...] = rows
+  tokens = jax.random.randint(jax.random.key(3), (2, 11), 0, 14)
+  reset = jnp.zeros((2, 11), bool).at[0, 4].set(True)
+  call = jax.jit(lambda *args: vocab.embed(*args))
+  whole, last = call(tokens, reset, vocab.init_state(2))
+  assert whole.shape == (2, 11, 6)
+  close(call(tokens, reset, None), (whole, last), 1e-6)
+  state, pieces = None, []
+  for start, end in ((0, 3), (3, 4), (4, 5), (5, 11)):
+    now = slice(start, end)
+    x, state = call(tokens[:, now], reset[:, now], state)
+    pieces.append(x)
+  close(jnp.concatenate(pieces, 1), whole, 1e-6)
+  close(state, last, 1e-6)
+  # what is before a reset, and what is later, changes nothing
+  other, _ = call((tokens + 1).at[:, 4:8].set(tokens[:, 4:8]) % 14, reset, None)
+  close(other[0, 4:8], whole[0, 4:8], 1e-6)
+  alone, _ = call(tokens[:1, 4:], None, None)
+  close(alone[0], whole[0, 4:], 1e-6)
+
+
+@in_and_out
+def test_any_way_in_goes_with_any_way_out(pair):
+  """Starts near ln V, and everything that learns gets a gradient."""
+  vocab = make(pair, tied=False)
+  tokens = jax.random.randint(jax.random.key(3), (4, 9), 0, 14)
+  _, targets, weights = data(4, 9, 6, 13)
+
+  @jax.jit
+  @jax.value_and_grad
+  def graded(vocab):
+    x, _ = vocab.embed(tokens)
+    return vocab.loss(x, targets, weights)
+
+  loss, gradient = graded(vocab)
+  assert abs(loss - math.log(13)) < 0.5
+  for path, g in jax.tree.leaves_with_path(nnx.state(gradient)):
+    assert np.any(np.asarray(g) != 0), jax.tree_util.keystr(path)
+
+
+def test_what_cannot_be_tied_is_refused():
+  with pytest.raises(
+    ValueError, match="lowrank.*rows of 2 .*full has rows of 6"
+  ):
+    make(("full", "lowrank"), tied=True)
+  with pytest.raises(
+    ValueError, match="full: tied=True.*rows of 6 .*rows of 2"
+  ):
+    make(("lowrank", "full"), tied=True)
+
+
+def test_fields_go_to_the_way_that_knows_them():
+  vocab = make(("full", "lowrank"), rank=3, tied=False, scale=2.0)
+  assert vocab.embedding.cfg.scale == 2 and vocab.readout.narrow.shape == (6, 3)
+  with pytest.raises(ValueError, match="full has no field 'rank'.*Known: "):
+    make("full", rank=3)
+  with pytest.raises(ValueError, match="full and lowrank has no field 'dim'"):
+    Vocab(
+      SimpleNamespace(
+        dim=6,
+        dtype="float32",
+        positions=0,
+        vocab=dict(input="full", output="lowrank", size=13, dim=5),
+      ),
+      rngs=nnx.Rngs(0),
+    )
+  with pytest.raises(ValueError, match="full: scale='a' is no number"):
+    make("full", scale="a")
 
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_lowrank_is_the_product(tied):
   vocab = make("lowrank", tied=tied)
-  E, P, Q = (p[...] for p in (vocab.embedding, vocab.widen, vocab.narrow))
+  way_in, way_out = vocab.embedding, vocab.readout
+  E, P, Q = (p[...] for p in (way_in.rows, way_in.widen, way_out.narrow))
   assert (E.shape, P.shape, Q.shape) == ((14, 2), (2, 6), (6, 2))
-  R = E[:13] if tied else vocab.readout[...]
+  R = E[:13] if tied else way_out.rows[...]
   tokens = jnp.arange(14)[None]
-  close(vocab.embed(tokens)[0], E @ P, 1e-6)
+  close(vocab.embed(tokens)[0][0], E @ P, 1e-6)
   x, *_ = data(3, 7, 6, 13)
   close(vocab.logits(x), x @ (Q @ R.T), 1e-6)
 
 
-@pytest.mark.parametrize("name", VOCABS)
+@pytest.mark.parametrize("name", ["full", "lowrank"])
 def test_scale_and_softcap(name):
   vocab = make(name, scale=3.0, softcap=0.01)
   plain = make(name)
-  close(
-    vocab.embed(jnp.arange(14)[None]), 3 * plain.embed(jnp.arange(14)[None])
-  )
+  tokens = jnp.arange(14)[None]
+  close(vocab.embed(tokens)[0], 3 * plain.embed(tokens)[0])
   x, targets, weights = data(3, 7, 6, 13)
   logits = 0.01 * jnp.tanh(plain.logits(x) / 0.01)
   close(vocab.logits(x), logits)
@@ -192,7 +343,7 @@ def test_scale_and_softcap(name):
   )
 
 
-@pytest.mark.parametrize("name", VOCABS)
+@pytest.mark.parametrize("name", BOTH)
 def test_a_tied_table_learns_from_both_uses(name):
   vocab = make(name, tied=True)
   _, targets, weights = data(3, 7, 6, 13)
@@ -200,12 +351,12 @@ def test_a_tied_table_learns_from_both_uses(name):
 
   def rows(stop_in, stop_out):
     def loss(vocab):
-      x = 10 * vocab.embed(tokens)
+      x = 10 * vocab.embed(tokens)[0]
       x = jax.lax.stop_gradient(x) if stop_in else x
       out = jax.lax.stop_gradient(vocab) if stop_out else vocab
       return out.loss(x, targets, weights)
 
-    grad = jax.jit(jax.grad(loss))(vocab).embedding[...]
+    grad = jax.jit(jax.grad(loss))(vocab).embedding.rows[...]
     return np.any(np.asarray(grad) != 0, -1)
 
   assert np.array_equal(rows(False, True), np.arange(14) == 13)
@@ -216,7 +367,7 @@ def test_a_tied_table_learns_from_both_uses(name):
 @pytest.mark.parametrize("size", [2, 256])
 @pytest.mark.parametrize("dim", [16, 1024])
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", VOCABS)
+@pytest.mark.parametrize("name", BOTH)
 def test_starts_near_uniform_even_without_blocks(name, tied, dim, size):
   vocab = make(name, dim=dim, size=size, tied=tied)
   tokens = jax.random.randint(jax.random.key(3), (4, 64), 0, size)
@@ -224,7 +375,7 @@ def test_starts_near_uniform_even_without_blocks(name, tied, dim, size):
 
   @jax.jit
   def loss(vocab):
-    x = vocab.embed(tokens)
+    x, _ = vocab.embed(tokens)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True))
     return vocab.loss(x, targets, jnp.ones((4, 64)))
 
@@ -232,16 +383,16 @@ def test_starts_near_uniform_even_without_blocks(name, tied, dim, size):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", VOCABS)
+@pytest.mark.parametrize("name", BOTH)
 def test_the_stream_starts_at_unit_size(name, tied):
   """But that of a table that is the readout, too; see arch/vocab/full.py."""
   vocab = make(name, dim=1024, size=256, tied=tied and name != "full")
-  x = vocab.embed(jnp.arange(257)[None])
+  x, _ = vocab.embed(jnp.arange(257)[None])
   assert abs(jnp.mean(x * x) - 1) < 0.1
 
 
 def test_a_token_that_does_not_exist_is_not_a_number():
-  x = make("full").embed(jnp.array([[13, 14]]))
+  x, _ = make("full").embed(jnp.array([[13, 14]]))
   assert np.array_equal(np.any(np.isnan(x), -1), [[False, True]])
 
 
@@ -253,4 +404,4 @@ def test_bad_fields():
 
 
 def test_rank_is_a_quarter_of_the_width_by_default():
-  assert make("lowrank", rank=None).embedding.shape == (14, 2)
+  assert make("lowrank", rank=None).embedding.rows.shape == (14, 2)

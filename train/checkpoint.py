@@ -24,7 +24,7 @@ from pathlib import Path
 import jax
 
 from arch import arrays, lm
-from train import workdir
+from train import renames, workdir
 
 FOLDER, DAMAGED, SEAL = "checkpoints", "damaged", "seal"
 
@@ -267,9 +267,9 @@ def read(folder: Path, abstract_state, iterator=None, part=False):
   """
   saved, wanted = label(folder), abstract_state
   arrays = saved["arrays"]
-  older = not any(".trunk." in name for name in arrays)
-  if older:
-    wanted = without_trunk(wanted)
+  rename = renames.of(arrays)
+  if rename:
+    wanted = renames.older(wanted, rename)
   given = shapes(wanted)
   names = given if part else arrays | given
   other = [
@@ -293,39 +293,13 @@ def read(folder: Path, abstract_state, iterator=None, part=False):
   )
   with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
     state = reader.restore((folder / "state").absolute(), args=args)
-  if older:
-    state = with_trunk(state, abstract_state)
+  if rename:
+    state = renames.newer(state, abstract_state, rename)
   if iterator is not None:
     from grain.checkpoint import CheckpointHandler
 
     CheckpointHandler().restore(folder / "iterator", iterator)
   return state
-
-
-def without_trunk(tree):
-  """With the names of before, when the blocks lay beside the vocabulary."""
-  if isinstance(tree, dict):
-    tree = tree.get("trunk", {}) | {
-      k: x for k, x in tree.items() if k != "trunk"
-    }
-    return {k: without_trunk(x) for k, x in tree.items()}
-  if isinstance(tree, tuple):
-    return jax.tree.map(without_trunk, tree, is_leaf=lambda x: x is not tree)
-  return tree
-
-
-def with_trunk(tree, like):
-  """Undoes `without_trunk`."""
-  if isinstance(like, dict):
-    return {
-      k: with_trunk(tree if k == "trunk" else tree[k], x)
-      for k, x in like.items()
-    }
-  if isinstance(like, tuple):
-    return jax.tree.map(
-      with_trunk, tree, like, is_leaf=lambda x: x is not tree and x is not like
-    )
-  return tree
 
 
 def placed(x):

@@ -51,11 +51,13 @@ class Score:
     return ", ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())
 
 
-def sums(model, x, batch):
-  """Nats, hits and weight of a batch whose features are x."""
-  nats, correct = model.vocab.score(x, batch["targets"])
+def sums(model, batch, state=None):
+  """Nats, hits and weight of a batch, 3, and the state after it."""
+  nats, right, state = model.score(
+    batch["tokens"], batch["targets"], batch["reset"], state
+  )
   w = batch["weights"]
-  return jnp.stack([jnp.sum(nats * w), jnp.sum(correct * w), jnp.sum(w)])
+  return jnp.stack([jnp.sum(nats * w), jnp.sum(right * w), jnp.sum(w)]), state
 
 
 class Scorer:
@@ -68,8 +70,7 @@ class Scorer:
 
   def _sums(self, params, buffers, batch):
     model = arrays.fill(self.model, params, buffers)
-    x, _, _ = model.features(batch["tokens"], batch["reset"])
-    return sums(model, x, batch)
+    return sums(model, batch)[0]
 
   def __call__(self, state, batches, size: int) -> list[Score]:
     """One Score a replicate (one in all without replicates).
@@ -128,11 +129,9 @@ def whole(
 
   @functools.partial(jax.jit, donate_argnums=1)
   def add(weights, state, batch):
-    model = arrays.join(graph, weights)
-    x, state, _ = model.features(batch["tokens"], batch["reset"], state)
-    return sums(model, x, batch), state
+    return sums(arrays.join(graph, weights), batch, state)
 
-  window = cfg["model"].get("positions") or None
+  window = model.limit
   state, total = None, np.zeros(3)
   parts = text.windows(split, window or chunk, batch=1)
   for part in progress.bar(parts, f"{text.name} {split}", unit="chunk"):

@@ -67,7 +67,7 @@ def stream(
   model = checkpoint.load_model(workdir, which)
   graph, weights = arrays.split(model)
   blank = jnp.asarray(tokens.blank, jnp.int32)
-  known = math.inf if model.positions is None else len(model.positions[...])
+  known = math.inf if model.limit is None else model.limit
 
   @functools.partial(jax.jit, donate_argnums=1)
   def run(weights, state, text, reset):

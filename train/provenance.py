@@ -33,6 +33,7 @@ import configs
 from arch import pattern, registry
 from arch import recurrence as recurrences
 from arch.count import decoding
+from arch.vocabulary import files
 from train import workdir
 from train.platform import ROOT
 
@@ -96,7 +97,8 @@ def code(model) -> str:
 
   Comments count: what a file means is not looked into.
   """
-  modules = {"arch.lm", *TRAINING, f"arch.vocab.{model['vocab']['name']}"}
+  modules = {"arch.lm", *TRAINING}
+  modules |= {f"arch.vocab.{n}" for n in files(model["vocab"]).values()}
   for place in pattern.places(
     model["pattern"], model["depth"], model["channel"]
   ):

@@ -19,6 +19,8 @@ from arch.roles import Embedding, Matrix
 from arch.starts import fan_in
 from arch.vocab import full
 
+SMALL = 0.02
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(full.Config):
@@ -26,8 +28,8 @@ class Config(full.Config):
 
   Attributes:
     rank: width of a symbol's row; None for a quarter of dim.
-    tied: whether the readout's rows are the embedding's. By default, since
-      the table is what this saves; P and Q differ, so the start is safe.
+    tied: by default, since the table is what this saves; P and Q differ, so
+      the start is safe.
   """
 
   rank: int | None = None
@@ -35,37 +37,39 @@ class Config(full.Config):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.width < 1:
-      raise ValueError(f"vocabulary lowrank: rank={self.rank}, needs 1 or more")
+    if self.K < 1:
+      raise ValueError(f"{self.where}: rank={self.rank}, needs 1 or more")
 
   @property
-  def width(self) -> int:
+  def K(self) -> int:
+    """rank"""
     return math.ceil(self.dim / 4) if self.rank is None else self.rank
 
 
-def read(params, x):
-  """C V logits in float32 from C D."""
-  narrow, table = params
-  return full.read(table, x @ narrow.astype(x.dtype))
-
-
-class Vocab(full.Vocab):
-  read = staticmethod(read)
-
+class Table(full.Table):
   def __init__(self, cfg, *, rngs):
     self.cfg = cfg
-    D, K, V = cfg.dim, cfg.width, cfg.size
-    small = 0.02
-    rows = nnx.initializers.normal(small)
-    self.embedding = Embedding(rows(rngs.params(), (V + 1, K)))
-    self.widen = Matrix(fan_in(1 / small)(rngs.params(), (K, D)))
-    self.narrow = Matrix(fan_in()(rngs.params(), (D, K)))
+    rows = nnx.initializers.normal(SMALL)
+    self.rows = Embedding(rows(rngs.params(), (cfg.size + 1, cfg.K)))
+    self.widen = Matrix(fan_in(1 / SMALL)(rngs.params(), (cfg.K, cfg.dim)))
+
+  def __call__(self, tokens, reset, state):
+    rows, state = super().__call__(tokens, reset, state)
+    return rows @ self.widen[...].astype(self.cfg.dtype), state
+
+
+class Readout(full.Readout):
+  def __init__(self, cfg, *, rngs):
+    self.wide, self.tied_to = cfg.size, cfg.K
+    self.narrow = Matrix(fan_in()(rngs.params(), (cfg.dim, cfg.K)))
     if not cfg.tied:
-      self.readout = Embedding(rows(rngs.params(), (V, K)))
+      rows = nnx.initializers.normal(SMALL)
+      self.rows = Embedding(rows(rngs.params(), (cfg.size, cfg.K)))
 
-  @property
-  def params(self):
-    return self.narrow[...], self.table
+  def params(self, rows):
+    return self.narrow[...], super().params(rows)
 
-  def embed(self, tokens):
-    return super().embed(tokens) @ self.widen[...].astype(self.cfg.dtype)
+  @classmethod
+  def logits(cls, cfg, params, held, x):
+    narrow, rows = params
+    return super().logits(cfg, rows, held, x @ narrow.astype(x.dtype))

@@ -88,12 +88,12 @@ def both(path, name):
 def top(hf):
   start = hf["bos_token_id"]
   found = {
-    ("vocab", "embedding"): Rows("transformer.wte.weight", start),
-    ("positions",): Same("transformer.wpe.weight"),
+    ("vocab", "embedding", "rows"): Rows("transformer.wte.weight", start),
+    ("vocab", "positions"): Same("transformer.wpe.weight"),
     **both(("norm",), "transformer.ln_f"),
   }
   if not hf["tie_word_embeddings"]:
-    found["vocab", "readout"] = Same("lm_head.weight")
+    found["vocab", "readout", "rows"] = Same("lm_head.weight")
   return found
 
 

@@ -91,11 +91,11 @@ def frequencies(hf):
 def top(hf, norm="norm"):
   start = hf["bos_token_id"]
   found = {
-    ("vocab", "embedding"): Rows("model.embed_tokens.weight", start),
+    ("vocab", "embedding", "rows"): Rows("model.embed_tokens.weight", start),
     ("norm", "weight"): Same(f"model.{norm}.weight"),
   }
   if not hf["tie_word_embeddings"]:
-    found["vocab", "readout"] = Same("lm_head.weight")
+    found["vocab", "readout", "rows"] = Same("lm_head.weight")
   return found
 
 

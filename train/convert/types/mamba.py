@@ -79,11 +79,11 @@ def ignored(hf):
 def top(hf):
   start = hf["bos_token_id"]
   found = {
-    ("vocab", "embedding"): Rows("backbone.embeddings.weight", start),
+    ("vocab", "embedding", "rows"): Rows("backbone.embeddings.weight", start),
     ("norm", "weight"): Same("backbone.norm_f.weight"),
   }
   if not hf["tie_word_embeddings"]:
-    found["vocab", "readout"] = Same("lm_head.weight")
+    found["vocab", "readout", "rows"] = Same("lm_head.weight")
   return found
 
 

@@ -93,7 +93,7 @@ def ignored(hf):
 
 def top(hf):
   return {
-    ("vocab", "embedding"): Rows(
+    ("vocab", "embedding", "rows"): Rows(
       "model.embed_tokens.weight", hf["bos_token_id"]
     ),
     ("norm", "weight"): Same("model.final_norm.weight"),

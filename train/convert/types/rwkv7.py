@@ -92,13 +92,13 @@ def ignored(hf):
 def top(hf):
   start = hf["bos_token_id"]
   found = {
-    ("vocab", "embedding"): Rows("model.embeddings.weight", start),
+    ("vocab", "embedding", "rows"): Rows("model.embeddings.weight", start),
     **gpt2.both(("norm",), "model.norm"),
   }
   if hf["norm_first"]:
     found |= gpt2.both(("embed_norm",), "model.layers.0.pre_norm")
   if not hf["tie_word_embeddings"]:
-    found["vocab", "readout"] = Same("lm_head.weight")
+    found["vocab", "readout", "rows"] = Same("lm_head.weight")
   return found
 
 

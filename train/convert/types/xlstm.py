@@ -92,8 +92,8 @@ def ignored(hf):
 def top(hf):
   start = hf["bos_token_id"]
   return {
-    ("vocab", "embedding"): Rows("backbone.embeddings.weight", start),
-    ("vocab", "readout"): Same("lm_head.weight"),
+    ("vocab", "embedding", "rows"): Rows("backbone.embeddings.weight", start),
+    ("vocab", "readout", "rows"): Same("lm_head.weight"),
     ("norm", "weight"): Same("backbone.out_norm.weight"),
   }
 
