@@ -43,6 +43,27 @@ def init_state(graph, arrays, batch: int, length: int | None = None):
   return jax.jit(lambda a: join(graph, a).init_state(batch, length))(arrays)
 
 
+def mark(modules, **metadata):
+  """Notes on variables what their classes do not say: `group`, the column that
+  counts them, and `layers`, how many leading axes stack layers. What stands
+  there already stays."""
+  for _, node in nnx.iter_graph(modules):
+    if isinstance(node, nnx.Variable):
+      for name in metadata.keys() - node.get_metadata().keys():
+        if hasattr(nnx.Variable, "set_metadata"):
+          node.set_metadata(name, metadata[name])
+        else:  # flax 0.11, which free TPUs have
+          setattr(node, name, metadata[name])
+
+
+def layers(model) -> dict[tuple, int]:
+  """How many leading axes stack layers, by the path of every array that has
+  some."""
+  state = nnx.to_flat_state(nnx.state(model, (nnx.Param, Buffer)))
+  found = {path: p.get_metadata().get("layers", 0) for path, p in state}
+  return {path: n for path, n in found.items() if n}
+
+
 def roles(model) -> dict:
   """The role of every parameter, nested as in `pure`; ValueError for none."""
   params = nnx.state(model, nnx.Param)

@@ -32,7 +32,7 @@ from flax import nnx
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from arch import arrays, registry, target
+from arch import arrays, target
 from arch.roles import Embedding
 
 GROUPS = ("vocab", "mixer", "channel", "norm")
@@ -143,7 +143,12 @@ def count(model, length: int) -> Count:
   embedding = 0
   for path, p in nnx.to_flat_state(nnx.state(model, nnx.Param)):
     size = math.prod(p.shape)
-    groups[group_of(path)] += size
+    group = p.get_metadata().get("group")
+    if group not in groups:
+      raise ValueError(
+        f"parameter {'.'.join(map(str, path))} is of no group, but of {group}"
+      )
+    groups[group] += size
     embedding += size if isinstance(p, Embedding) else 0
   params, _ = arrays.pure(model)
   whole = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -180,23 +185,6 @@ def decoding(model, length: int) -> Decoding:
     lambda *args: args[0](args[1], state=args[2]), model, token, state
   )
   return Decoding(per_token(ops, 1), size)
-
-
-def group_of(path: tuple) -> str:
-  """The group of a parameter, from its place in the model."""
-  if path[0] == "vocab":
-    return "vocab"
-  if path[0] in ("norm", "embed_norm"):
-    return "norm"
-  _, block, *inside = path
-  name = inside[1] if block.startswith("stack_") else inside[0]
-  if name == "channel":
-    return "channel"
-  if name in registry.names("mixers") or name == "out":  # of trunk.Own
-    return "mixer"
-  if name == "norm" or name.endswith("_norm"):
-    return "norm"
-  raise ValueError(f"no group for the parameter {'.'.join(map(str, path))}")
 
 
 def per_token(ops: Counter, tokens: int) -> Flops:

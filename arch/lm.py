@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import jax
 from flax import nnx
 
+from arch import arrays
 from arch.config import closest, configure
 from arch.law import Aux
 from arch.layers import NORMS
@@ -109,6 +110,8 @@ class LM(nnx.Module):
     self.trunk = Trunk(cfg, rngs=rngs)
     self.norm = cfg.normaliser()
     self.embed_norm = cfg.normaliser() if cfg.embed_norm else None
+    arrays.mark(self.vocab, group="vocab")
+    arrays.mark((self.norm, self.embed_norm), group="norm")
 
   @property
   def limit(self) -> int | None:

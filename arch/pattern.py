@@ -61,6 +61,7 @@ class Place:
     after: whether the block before it is one aside.
     fields: what this place overrides in its mixers' Configs.
     parts: its sublayers, once `expand` has resolved them.
+    visit: which pass this is over the weights that it shares, from 0 on.
   """
 
   mixers: tuple[str, ...]
@@ -71,6 +72,7 @@ class Place:
   after: bool = False
   fields: tuple[tuple[str, object], ...] = ()
   parts: tuple[Part, ...] = ()
+  visit: int = dataclasses.field(default=0, compare=False)
 
   @property
   def aside(self) -> bool:
@@ -187,7 +189,25 @@ def expand(cfg) -> tuple[Place, ...]:
             f"block {layer}: {part.cfg.where} reads {name!r}, which no block "
             f"before it writes; known there: {', '.join(sorted(known))}"
           )
-  return found
+  return visited(found)
+
+
+def visited(places) -> tuple[Place, ...]:
+  """With the number of each visit; ValueError where places that share weights
+  are not alike."""
+  passes, found = {}, []
+  for place in places:
+    if place.share:
+      earlier = passes.setdefault(place.share, [])
+      if earlier and not place.alike(earlier[0]):
+        raise ValueError(
+          f"places that share {place.share!r} must be equal: {place} is not "
+          f"{earlier[0]}"
+        )
+      place = dataclasses.replace(place, visit=len(earlier))
+      earlier.append(place)
+    found.append(place)
+  return tuple(found)
 
 
 def stacks(places) -> list[tuple[int, tuple[Place, ...]]]:

@@ -6,11 +6,13 @@ the target likes that), the rest runs one by one.
 B batch  T time  D width  n repeats of a stack
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import pattern, target
+from arch import arrays, pattern, target
 from arch.law import At, Aux
 from arch.layers import Linear
 from arch.registry import find
@@ -18,20 +20,14 @@ from arch.registry import find
 
 class Trunk(nnx.Module):
   def __init__(self, cfg, *, rngs):
-    places = pattern.expand(cfg)
+    self.places = places = pattern.expand(cfg)
     self.remat = cfg.remat
-    first = {}
+    self.shares = ()
     for layer, place in enumerate(places):
-      if place.share and place.share not in first:
-        first[place.share] = place
+      if place.share and place.visit == 0:
         made = block(place, cfg, layer=jnp.int32(layer), rngs=rngs)
         setattr(self, f"shared_{place.share}", made)
-      elif place.share and not place.alike(first[place.share]):
-        raise ValueError(
-          f"places that share {place.share!r} must be equal: {place} is not "
-          f"{first[place.share]}"
-        )
-    self.shares = tuple(first)
+        self.shares += (place.share,)
     self.once = Once(places, rngs=rngs)
 
     start = 0
@@ -54,6 +50,21 @@ class Trunk(nnx.Module):
     names = [f"stack_{i}" for i in range(len(self.repeats))]
     stacks = [getattr(self, name) for name in names]
     return list(zip(names, self.repeats, stacks, strict=True))
+
+  @property
+  def visits(self):
+    """A Visit of every layer, in their order."""
+    left = iter(self.places)
+    for name, n, stack in self.stacks:
+      for _ in range(n):
+        for j in range(len(stack.places)):
+          place = next(left)
+          shared = (f"shared_{place.share}",)
+          yield Visit(
+            place,
+            shared if place.share else (name, f"block_{j}"),
+            (name, f"own_{j}"),
+          )
 
   @property
   def shared(self):
@@ -125,13 +136,30 @@ class Trunk(nnx.Module):
     return Aux(loss, statistics, new)
 
 
+class Visit(NamedTuple):
+  """Where the arrays of a layer lie, in paths below the trunk.
+
+  Attributes:
+    place: what it is.
+    block: its block's, which have an axis of repeats, unless they are shared.
+    own: those that it has to itself, with that axis.
+  """
+
+  place: pattern.Place
+  block: tuple[str, ...]
+  own: tuple[str, ...]
+
+
 def reads_embedding(part) -> bool:
   return part.cfg.embedding or "embedding" in part.cfg.reads
 
 
 def block(place, cfg, *, layer, rngs):
-  made = find("wiring", place.wiring).Block
-  return made(place, cfg, layer=layer, rngs=rngs)
+  made = find("wiring", place.wiring).Block(place, cfg, layer=layer, rngs=rngs)
+  for part in place.parts:
+    arrays.mark(getattr(made, part.slot), group=part.scope)
+  arrays.mark(made, group="norm")  # what is left joins these to the stream
+  return made
 
 
 class Stack(nnx.Module):
@@ -185,7 +213,9 @@ def stacked(places, cfg, keys, layers) -> Stack:
   def make(key, layer):
     return Stack(places, cfg, layer=layer, rngs=nnx.Rngs(key))
 
-  return nnx.vmap(make)(keys, layers)
+  made = nnx.vmap(make)(keys, layers)
+  arrays.mark(made, layers=1)
+  return made
 
 
 class Own(nnx.Module):
@@ -199,6 +229,7 @@ class Own(nnx.Module):
   def __init__(self, place, cfg, *, rngs):
     if place.aside:
       self.out = Linear(cfg.dim, cfg.dim, dtype=cfg.dtype, rngs=rngs)
+      arrays.mark(self.out, group="mixer")
     parts = {part.slot: part for part in place.parts}
     for name, rank in place.own:
       if name not in parts:
@@ -214,7 +245,9 @@ class Own(nnx.Module):
         )
       if rank < 1:
         raise ValueError(f"own={dict(place.own)}: ranks must be positive")
-      setattr(self, name, module.Own(parts[name].cfg, rank, rngs=rngs))
+      own = module.Own(parts[name].cfg, rank, rngs=rngs)
+      arrays.mark(own, group=parts[name].scope)
+      setattr(self, name, own)
 
 
 class Once(nnx.Module):
@@ -225,24 +258,27 @@ class Once(nnx.Module):
   """
 
   def __init__(self, places, *, rngs):
-    configs = {}
+    parts = {}
     for part in (part for place in places for part in place.parts):
       if hasattr(find(part.kind, part.name), "Shared"):
-        configs.setdefault(part.name, []).append((part.kind, part.cfg))
-    for name, found in sorted(configs.items()):
-      make = find(found[0][0], name).Shared
+        parts.setdefault(part.name, []).append(part)
+    for name, found in sorted(parts.items()):
+      first = found[0]
+      make = find(first.kind, name).Shared
 
       def shapes(cfg, make=make):
         state = nnx.eval_shape(lambda: nnx.state(make(cfg, rngs=nnx.Rngs(0))))
         return jax.tree.map(jnp.shape, nnx.to_pure_dict(state))
 
-      own = found[0][1]
-      if any(shapes(other) != shapes(own) for other in {c for _, c in found}):
+      cfgs = {part.cfg for part in found}
+      if any(shapes(cfg) != shapes(first.cfg) for cfg in cfgs):
         raise ValueError(
           f"places of {name} differ in a field on which what they share "
           f"depends: write it below mixers.{name}"
         )
-      setattr(self, name, make(own, rngs=rngs))
+      made = make(first.cfg, rngs=rngs)
+      arrays.mark(made, group=first.scope)
+      setattr(self, name, made)
 
 
 def unstack(tree, n: int):

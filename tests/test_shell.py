@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from models import build, close, config, noisy, tokens, unrolled
 
 import arch
@@ -440,3 +441,25 @@ def test_a_parameter_without_a_role_is_refused():
   model.norm.weight = nnx.Param(jnp.zeros(3))
   with pytest.raises(ValueError, match="norm.weight is a Param.*Matrix, Embed"):
     arrays.roles(model)
+
+
+def test_visits_of_shared_places():
+  """Where each layer's arrays lie, and which pass over them it is."""
+  shared = {"mixer": "mamba", "share": "a"}
+  c = small(pattern=(shared, "mamba", shared, "mamba"), depth=4)
+  model = build(c)
+  assert model.trunk.shares == ("a",)
+  visits = list(model.trunk.visits)
+  assert [visit.place.visit for visit in visits] == [0, 0, 1, 0]
+  assert [visit.block for visit in visits] == [
+    ("shared_a",),
+    ("stack_0", "block_1"),
+  ] * 2
+  params, _ = arrays.pure(model)
+  paths = flatten_dict(params["trunk"])
+  assert {path[: len(v.block)] for path in paths for v in visits} >= {
+    visit.block for visit in visits
+  }
+  stacked = arrays.layers(model)
+  assert {path[:2] for path in stacked} == {("trunk", "stack_0")}
+  assert set(stacked.values()) == {1}

@@ -70,7 +70,7 @@ def test_eight_devices_are_one(replicates, model):
     state = step.init(0, 1e-3)
   alone, _ = step.train(jax.tree.map(jnp.copy, state), batch(c))
   sharding = Sharding(model)
-  spread = sharding.state(state)
+  spread = sharding.state(state, step.layers)
   sizes = [x.sharding.num_devices for x in jax.tree.leaves(spread)]
   assert set(sizes) == {8}
   shared = sharding.batch(batch(c), replicates)
@@ -135,11 +135,20 @@ def test_scores_are_shared_by_the_devices(replicates):
 def test_stacked_layers_are_never_sharded():
   c = quick("mamba2")
   c.model.depth = 8
-  state = jax.eval_shape(lambda: Step(c).init(0, 1e-3))
-  specs = Sharding(8).state_specs(state)
+  step = Step(c)
+  state = jax.eval_shape(lambda: step.init(0, 1e-3))
+  specs = Sharding(8).state_specs(state, step.layers)
   stacked = specs["params"]["trunk"]["stack_0"]["block_0"]["mamba2"]["in_proj"]
   assert stacked["weight"][0] is None
   assert "model" in tuple(stacked["weight"])
+  specs = jax.tree.leaves_with_path(
+    specs, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec)
+  )
+  for path, spec in specs:
+    if any("stack_" in str(key) for key in path) and spec:
+      assert spec[0] is None, jax.tree_util.keystr(path)
+  with pytest.raises(ValueError, match="8 devices a model: say which axes"):
+    Sharding(8).state(state)
 
 
 def test_accumulated_is_the_whole_batch():

@@ -109,7 +109,7 @@ def growth(cfg, lengths, seconds: float = 3.0) -> Iterator[dict]:
 def placed(step: Step, cfg):
   """A training state and a batch, on the devices that would train it."""
   sharding = Sharding.fitting(cfg.train.model_devices, cfg.train.batch)
-  state = sharding.state(step.init(0, cfg.train.lr))
+  state = sharding.state(step.init(0, cfg.train.lr), step.layers)
   return state, sharding.batch(random_batch(cfg))
 
 

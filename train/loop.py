@@ -252,13 +252,13 @@ def run(
     folder.record(cfg, None if data.is_task else data.hash, init)
     if not data.is_task:
       data.tokenizer.save(Path(path) / tokenizer.FILE)
-    state = sharding.state(step.init(seed, lr))
+    state = sharding.state(step.init(seed, lr), step.layers)
     restored = checkpoints.restore(state, iterator)
     start = 0
     if restored is not None:
       state, start = restored
     elif init is not None:
-      state = sharding.state(state | taken(init, state, data))
+      state = sharding.state(state | taken(init, state, data), step.layers)
     log = Metrics(folder, None if restored is None else start)
     stack.callback(log.close)
     curve = metrics_lib.read(folder)

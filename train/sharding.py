@@ -73,22 +73,29 @@ class Sharding:
   def _over_data(self, size: int) -> bool:
     return size % self.mesh.shape[rows.AXIS] == 0
 
-  def state_specs(self, state):
-    """A PartitionSpec for every leaf of a training state."""
-    R = state["step"].ndim
+  def state_specs(self, state, layers=None):
+    """A PartitionSpec for every leaf of a training state.
+
+    Args:
+      layers: arch.arrays.layers of its model; needed where several devices
+        share one copy.
+    """
+    R, model = state["step"].ndim, self.mesh.shape["model"]
+    if layers is None and model > 1:
+      raise ValueError(
+        f"{model} devices a model: say which axes stack its layers"
+      )
 
     def spec(path, leaf):
       axes = [None] * leaf.ndim
       if R and self._over_data(leaf.shape[0]):
         axes[0] = rows.AXIS
-      stacked = any(
-        str(getattr(k, "key", "")).startswith("stack_") for k in path
-      )
-      own = range(R + stacked, leaf.ndim)
-      model = self.mesh.shape["model"]
-      fit = [i for i in own if leaf.shape[i] % model == 0]
-      if model > 1 and fit and leaf.ndim - R - stacked > 1:
-        axes[max(fit, key=lambda i: leaf.shape[i])] = "model"
+      if model > 1:
+        first = R + stacked(path, layers)
+        own = range(first, leaf.ndim)
+        fit = [i for i in own if leaf.shape[i] % model == 0]
+        if fit and len(own) > 1:
+          axes[max(fit, key=lambda i: leaf.shape[i])] = "model"
       return P(*axes)
 
     return jax.tree_util.tree_map_with_path(spec, state)
@@ -108,9 +115,9 @@ class Sharding:
 
     return jax.tree.map(spec, batch)
 
-  def state(self, state):
-    """The state, on the mesh."""
-    return self._put(state, self.state_specs(state))
+  def state(self, state, layers=None):
+    """The state, on the mesh; see state_specs."""
+    return self._put(state, self.state_specs(state, layers))
 
   def batch(self, batch, replicates: int = 0):
     """The batch of a state with so many replicates, on the mesh."""
@@ -130,3 +137,11 @@ class Sharding:
       shapes,
       specs,
     )
+
+
+def stacked(path, layers: dict[tuple, int]) -> int:
+  """How many axes of a state's leaf stack layers, be it a parameter or what an
+  optimiser keeps of one, whose path ends as the parameter's does."""
+  keys = tuple(k.key for k in path if isinstance(k, jax.tree_util.DictKey))
+  tails = (keys[i:] for i in range(len(keys)))
+  return next((layers[tail] for tail in tails if tail in layers), 0)

@@ -42,11 +42,13 @@ class Step:
   Attributes:
     init: (seed, lr) -> state; arrays of R seeds and rates -> R replicates.
     train: (state, batch) -> (state, metrics), compiled, donates its state.
+    layers: which arrays stack layers, as Sharding wants to know.
   """
 
   def __init__(self, cfg):
     self.cfg = cfg
     self.model = lm.abstract(cfg.model)
+    self.layers = arrays.layers(self.model)
     self.optimizer = optimizer.make(cfg.train, arrays.roles(self.model))
     self.share = optimizer.schedule(cfg.train)
     self.train = Compiled(self._train, donate_argnums=0)

@@ -210,22 +210,16 @@ def leaves(model) -> dict:
 def every_rule(hf: Mapping, module, model) -> dict:
   """Path of every array -> its rule, or a list of one a repeat."""
   found = dict(module.top(hf))
-  layer = 0
-  for name, n, stack in model.trunk.stacks:
-    for _ in range(n):
-      for j, place in enumerate(stack.places):
-        for path, rule in module.block(hf, layer).items():
-          if place.share:
-            own = ("trunk", f"shared_{place.share}", *path)
-            found.setdefault(own, rule)
-          else:
-            own = ("trunk", name, f"block_{j}", *path)
-            found.setdefault(own, []).append(rule)
-        if place.aside or place.own:
-          for path, rule in module.own(hf, layer).items():
-            own = ("trunk", name, f"own_{j}", *path)
-            found.setdefault(own, []).append(rule)
-        layer += 1
+  for layer, visit in enumerate(model.trunk.visits):
+    for path, rule in module.block(hf, layer).items():
+      path = ("trunk", *visit.block, *path)
+      if visit.place.share:
+        found.setdefault(path, rule)
+      else:
+        found.setdefault(path, []).append(rule)
+    if visit.place.aside or visit.place.own:
+      for path, rule in module.own(hf, layer).items():
+        found.setdefault(("trunk", *visit.own, *path), []).append(rule)
   _, buffers = arrays.pure(model)
   for path, buffer in flatten_dict(buffers).items():
     found.setdefault(path, Absent(path, buffer.shape))
