@@ -9,6 +9,7 @@ from the undamaged one must be what was changed or be said in a line.
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import fuzz
 import jax.numpy as jnp
@@ -389,7 +390,8 @@ def test_what_a_run_keeps_of_its_folder(plain, tmp_path, monkeypatch):
   convert.into(path, run, configs.base_config())
   model = checkpoint.load_model(run)
   right = tensors_of(path)
-  monkeypatch.setattr(convert, "load_model", lambda *_: model)
+  known = SimpleNamespace(load=lambda *_: model)
+  monkeypatch.setattr(convert, "models", known)
   names = "source.json", "config.json"
   files = {name: (run / name).read_bytes() for name in names}
   for n in range(round(COUNT * 0.05)):

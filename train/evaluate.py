@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch import arrays
-from train import checkpoint, progress, tokenizer, workdir
 from train import data as data_lib
+from train import models, progress, tokenizer, workdir
 from train.sharding import Sharding, apart
 
 
@@ -124,7 +124,7 @@ def whole(
   text = data_lib.load(named, tokens=tokenizer.of_run(run))
   if text.is_task:
     raise ValueError(f"{text.name} is a task: a stream needs text")
-  model = checkpoint.load_model(run, which)
+  model = models.load(run, which)
   graph, weights = arrays.split(model)
 
   @functools.partial(jax.jit, donate_argnums=1)

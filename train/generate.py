@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch import arrays
-from train import checkpoint, tokenizer
+from train import checkpoint, models, tokenizer
 
 
 def sample(logits, key, temperature: float, top_p: float):
@@ -64,7 +64,7 @@ def stream(
   if not 0 <= seed < 2**32:
     raise ValueError(f"--seed={seed} must be from 0 to 2**32 - 1")
   tokens = tokenizer.of_run(workdir)
-  model = checkpoint.load_model(workdir, which)
+  model = models.load(workdir, which)
   graph, weights = arrays.split(model)
   blank = jnp.asarray(tokens.blank, jnp.int32)
   known = math.inf if model.limit is None else model.limit

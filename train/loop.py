@@ -7,18 +7,15 @@ to go on, and a run that was killed ends with the numbers of one that was not.
 
 import contextlib
 import dataclasses
-import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 
 from arch import arrays
-from train import checkpoint, progress, tokenizer
+from train import checkpoint, models, progress, rules, tokenizer
 from train import metrics as metrics_lib
 from train.evaluate import Score, Scorer
 from train.metrics import Metrics
@@ -27,33 +24,7 @@ from train.signals import Signals
 from train.step import Step
 from train.workdir import Workdir
 
-# which fields must be what
-RULES = (
-  (
-    "train.steps train.batch train.length train.accumulate train.log_every "
-    "train.eval_every train.eval_bytes train.save_every train.keep "
-    "train.model_devices",
-    "at least 1",
-    lambda x: x >= 1,
-  ),
-  (
-    "train.lr train.epsilon model.norm_eps",
-    "positive and finite",
-    lambda x: 0 < x < math.inf,
-  ),
-  (
-    "train.clip train.decay train.warmup model.positions",
-    "0 or a number above",
-    lambda x: 0 <= x < math.inf,
-  ),
-  (
-    "train.beta1 train.beta2 train.momentum model.dropout",
-    "at least 0 and below 1",
-    lambda x: 0 <= x < 1,
-  ),
-  ("train.final train.cooldown", "from 0 to 1", lambda x: 0 <= x <= 1),
-  ("train.seed", "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32),
-)
+resolve = rules.resolve
 
 
 class Diverged(ValueError):
@@ -87,40 +58,6 @@ class Result:
   @property
   def alive(self) -> list[bool]:
     return jnp.atleast_1d(self.state["alive"]).tolist()
-
-
-def resolve(cfg, data) -> ml_collections.ConfigDict:
-  """cfg with the data's number of symbols.
-
-  Raises:
-    ValueError: it has another, or fields that no run can have.
-  """
-  cfg = cfg.copy_and_resolve_references()
-  t = cfg.train
-  for names, words, holds in RULES:
-    for name in names.split():
-      part, _, field = name.partition(".")
-      if not holds(cfg[part][field]):
-        raise ValueError(f"{name}={cfg[part][field]} must be {words}")
-  if t.batch % t.accumulate:
-    raise ValueError(
-      f"train.accumulate={t.accumulate} must divide train.batch={t.batch}"
-    )
-  if data.is_task and t.length != data.length:
-    raise ValueError(
-      f"{data.name} makes sequences of {data.length}, and train.length is "
-      f"{t.length}: give --length={data.length} to launch.compare, "
-      f"--config.train.length={data.length} to launch.train"
-    )
-  given = cfg.model.vocab.size
-  if given not in (0, data.vocab):
-    raise ValueError(
-      f"model.vocab.size={given}, but {data.name} has {data.vocab} symbols: "
-      "leave it at 0, the data's own"
-    )
-  with cfg.unlocked():
-    cfg.model.vocab.size = data.vocab
-  return cfg
 
 
 class Clock:
@@ -179,7 +116,7 @@ def taken(path, state, data) -> dict:
         f"--init={path} was trained on symbols of another tokeniser than "
         f"{data.name} has here"
       )
-  found = arrays.pure(checkpoint.load_model(path))
+  found = arrays.pure(models.load(path))
   found = dict(zip(("params", "buffers"), found, strict=True))
   saved = checkpoint.shapes(found)
   fresh = checkpoint.shapes({k: state[k] for k in found})
@@ -223,150 +160,219 @@ def run(
     Diverged: a run without replicates met a loss that is not finite. The
       newest checkpoint is of before that.
   """
-  t = cfg.train
-  step = step or Step(cfg)
-  if replicates is None:
-    seed, lr = t.seed, t.lr
-  else:
-    seed, lr = (tuple(column) for column in zip(*replicates, strict=True))
-
+  step = step or Step(cfg)  # what it refuses leaves no folder
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(Workdir(path))
     if signals is None:
       signals = stack.enter_context(Signals())
-    next_batch, iterator = batches(cfg, data, seed)
-    sharding = Sharding.fitting(
-      t.model_devices, t.batch // t.accumulate, len(replicates or ())
+    one = Run(cfg, data, folder, signals, step, scorer, replicates)
+    one.open(stack, init)
+    one.show(stack, label)
+    return one.train()
+
+
+class Run:
+  """A run in its locked folder: where it stands, and what a step adds to it.
+
+  Attributes:
+    n: how many steps it has made.
+    state: the training state after them.
+    scores: the last evaluation, one Score a replicate; [] before the first.
+    curve: one line of metrics.jsonl after another.
+    clock: its seconds of training, those of before it was resumed included.
+    compile_seconds: the first step's, 0 where the step was compiled before.
+  """
+
+  def __init__(self, cfg, data, folder, signals, step, scorer, replicates):
+    self.cfg, self.data, self.folder = cfg, data, folder
+    self.signals, self.step = signals, step
+    self.replicates = replicates
+    t = cfg.train
+    if replicates is None:
+      self.seed, self.lr = t.seed, t.lr
+    else:
+      self.seed, self.lr = map(tuple, zip(*replicates, strict=True))
+    self.next_batch, self.iterator = batches(cfg, data, self.seed)
+    self.sharding = Sharding.fitting(
+      t.model_devices, t.batch // t.accumulate, self.R
     )
-    scorer = scorer or Scorer(step.model)
-    windows = data.windows("valid", length=t.length, size=t.eval_bytes)
-    checkpoints = stack.enter_context(
+    self.scorer = scorer or Scorer(step.model)
+    self.windows = data.windows("valid", length=t.length, size=t.eval_bytes)
+    self.scores, self.compile_seconds = [], 0.0
+
+  @property
+  def R(self) -> int:
+    """How many replicates are trained together; 0 for a run by itself."""
+    return len(self.replicates or ())
+
+  @property
+  def tokens(self) -> int:
+    """How many a step sees."""
+    return self.cfg.train.batch * self.cfg.train.length
+
+  @property
+  def done(self) -> bool:
+    return self.n >= self.cfg.train.steps
+
+  def open(self, stack, init: str | None):
+    """Stands where the folder's run stopped, or at its start.
+
+    Args:
+      stack: an ExitStack that closes what is opened.
+      init: as `run` has it.
+    """
+    self.checkpoints = stack.enter_context(
       checkpoint.Checkpoints(
-        folder,
-        t.keep,
-        metric=data.metric,
-        better=data.better,
+        self.folder,
+        self.cfg.train.keep,
+        metric=self.data.metric,
+        better=self.data.better,
       )
     )
     # nothing refuses this config any more: now the folder is its
-    folder.record(cfg, None if data.is_task else data.hash, init)
-    if not data.is_task:
-      data.tokenizer.save(Path(path) / tokenizer.FILE)
-    state = sharding.state(step.init(seed, lr), step.layers)
-    restored = checkpoints.restore(state, iterator)
-    start = 0
+    hash = None if self.data.is_task else self.data.hash
+    self.folder.record(self.cfg, hash, init)
+    if not self.data.is_task:
+      self.data.tokenizer.save(self.folder.path / tokenizer.FILE)
+    self.state = self.placed(self.step.init(self.seed, self.lr))
+    restored = self.checkpoints.restore(self.state, self.iterator)
+    self.n = 0
     if restored is not None:
-      state, start = restored
+      self.state, self.n = restored
     elif init is not None:
-      state = sharding.state(state | taken(init, state, data), step.layers)
-    log = Metrics(folder, None if restored is None else start)
-    stack.callback(log.close)
-    curve = metrics_lib.read(folder)
-    clock = Clock(next((c["seconds"] for c in curve[::-1]), 0.0))
-    scores = []
-    tokens = t.batch * t.length
-    first = step.train._cache_size() == 0 and start < t.steps
-    bar = stack.enter_context(
+      self.state = self.placed(self.state | taken(init, self.state, self.data))
+    self.log = Metrics(self.folder, None if restored is None else self.n)
+    stack.callback(self.log.close)
+    self.curve = metrics_lib.read(self.folder)
+    self.clock = Clock(next((c["seconds"] for c in self.curve[::-1]), 0.0))
+
+  def placed(self, state):
+    return self.sharding.state(state, self.step.layers)
+
+  def show(self, stack, label: str):
+    """Opens the progress bar."""
+    steps = self.cfg.train.steps
+    compiles = self.step.train._cache_size() == 0 and self.n < steps
+    self.bar = stack.enter_context(
       progress.bar(
-        total=t.steps * tokens,
-        initial=start * tokens,
-        desc=label or Path(path).name[:24],
+        total=steps * self.tokens,
+        initial=self.n * self.tokens,
+        desc=label or self.folder.path.name[:24],
         unit="tok",
         unit_scale=True,
-        postfix="compiling" if first else "",
+        postfix="compiling" if compiles else "",
       )
     )
 
-    def record(n, found, saved=False):
-      """Logs step n, whose metrics are done or nearly so; always where it is
-      saved, since a resumed run's clock is that of the last line."""
-      found = jax.device_get(found)
-      alive = np.atleast_1d(found.pop("alive"))
-      values = {k: v.tolist() for k, v in found.items()}
-      bar.update(tokens)
-      bar.set_postfix_str(f"loss {np.mean(found['loss']):.3f}", refresh=False)
-      if not alive.any():
-        checkpoints.wait()
-        newest = checkpoints.latest()
-        raise Diverged(
-          f"step {n}: the loss is {values['loss']}, with a gradient norm of "
-          f"{values['grad_norm']}; "
-          + (
-            "nothing was saved yet"
-            if newest is None
-            else f"the newest checkpoint is of step {newest}"
-          )
-          + f". Try a lower train.lr than {lr}"
-        )
-      if saved or n % t.log_every == 0 or n == t.steps:
-        add(n, **values)
-
-    def add(n, **values):
-      lists = {k: v for k, v in values.items() if isinstance(v, list)}
-      one = {k: v for k, v in values.items() if not isinstance(v, list)}
-      for k, several in lists.items():
-        one |= {f"{k}_{i}": v for i, v in enumerate(several)}
-      line = {"step": n, "tokens": n * tokens, "seconds": clock.read(), **one}
-      log.write(**line)
-      curve.append(line)
-
-    def evaluate(n):
-      nonlocal scores
-      bar.set_postfix_str("scoring")
-      scores = scorer(state, windows, windows.bytes)
-      found = [s.metrics for s in scores]
-      bar.set_postfix_str(f"valid {found[0][data.metric]:.4f}", refresh=False)
-      if replicates is None:
-        add(
-          n,
-          **{
-            f"valid_{k}" if k == "nats" else k: v for k, v in found[0].items()
-          },
-        )
-      else:
-        add(n, **{k: [f[k] for f in found] for k in found[0]})
-      return {data.metric: found[0][data.metric]}
-
-    compile_seconds, behind = 0.0, None
-    n = start
-    while n < t.steps and not signals.name:
-      batch = sharding.batch(next_batch(n), len(replicates or ()))
-      if n == start:
-        before = time.perf_counter()
-        cached = step.train._cache_size()
-      state, ahead = step.train(state, batch)
-      n += 1
-      if n == start + 1:
-        jax.block_until_ready(state)
-        if step.train._cache_size() > cached:
-          compile_seconds = time.perf_counter() - before
-        clock.start()
+  def train(self) -> Result:
+    """Steps until the end or a signal, one step ahead of what is logged."""
+    t, behind = self.cfg.train, None
+    first = True
+    while not self.done and not self.signals.name:
+      ahead = self.advance(first)
+      first = False
       if behind is not None:
-        record(n - 1, behind)
+        self.record(self.n - 1, behind)
       behind = ahead
-      looks = n % t.eval_every == 0 or n == t.steps
-      saves = looks or n % t.save_every == 0 or signals.name
-      if looks or saves:
-        record(n, behind, saved=True)
+      looks = self.n % t.eval_every == 0 or self.done
+      if looks or self.n % t.save_every == 0 or self.signals.name:
+        self.record(self.n, behind, saved=True)
         behind = None
-        clock.stop()
-        best = evaluate(n) if looks else None
-        checkpoints.save(n, state, iterator, best)
-        clock.start()
+        self.clock.stop()
+        self.save(self.evaluate() if looks else None)
+        self.clock.start()
     if behind is not None:
-      record(n, behind, saved=True)
-      checkpoints.save(n, state, iterator)
-    clock.stop()
-    checkpoints.wait()
-    if not scores and n >= t.steps:
-      scores = scorer(state, windows, windows.bytes)
+      self.record(self.n, behind, saved=True)
+      self.save()
+    self.clock.stop()
+    self.checkpoints.wait()
+    if not self.scores and self.done:
+      self.scores = self.score()
+    return self.result()
+
+  def advance(self, first: bool) -> dict:
+    """Makes a step; its metrics, which may not be there yet.
+
+    The clock starts after the first one, which compiles.
+    """
+    batch = self.sharding.batch(self.next_batch(self.n), self.R)
+    before, cached = time.perf_counter(), self.step.train._cache_size()
+    self.state, metrics = self.step.train(self.state, batch)
+    self.n += 1
+    if first:
+      jax.block_until_ready(self.state)
+      if self.step.train._cache_size() > cached:
+        self.compile_seconds = time.perf_counter() - before
+      self.clock.start()
+    return metrics
+
+  def record(self, n: int, found: dict, saved: bool = False):
+    """Logs step n, whose metrics are done or nearly so; always where it is
+    saved, since a resumed run's clock is that of the last line."""
+    found = jax.device_get(found)
+    alive = np.atleast_1d(found.pop("alive"))
+    values = {k: v.tolist() for k, v in found.items()}
+    self.bar.update(self.tokens)
+    loss = np.mean(found["loss"])
+    self.bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+    if not alive.any():
+      self.fail(n, values)
+    t = self.cfg.train
+    if saved or n % t.log_every == 0 or n == t.steps:
+      self.add(n, **values)
+
+  def fail(self, n: int, values: dict):
+    self.checkpoints.wait()
+    newest = self.checkpoints.latest()
+    kept = (
+      "nothing was saved yet"
+      if newest is None
+      else f"the newest checkpoint is of step {newest}"
+    )
+    raise Diverged(
+      f"step {n}: the loss is {values['loss']}, with a gradient norm of "
+      f"{values['grad_norm']}; {kept}. Try a lower train.lr than {self.lr}"
+    )
+
+  def add(self, n: int, **values):
+    """A line of metrics.jsonl; of a list, one column a replicate."""
+    lists = {k: v for k, v in values.items() if isinstance(v, list)}
+    one = {k: v for k, v in values.items() if not isinstance(v, list)}
+    for k, several in lists.items():
+      one |= {f"{k}_{i}": v for i, v in enumerate(several)}
+    seconds = self.clock.read()
+    line = {"step": n, "tokens": n * self.tokens, "seconds": seconds, **one}
+    self.log.write(**line)
+    self.curve.append(line)
+
+  def score(self) -> list[Score]:
+    return self.scorer(self.state, self.windows, self.windows.bytes)
+
+  def evaluate(self) -> dict:
+    """Scores the state and logs it; what decides whether it is the best."""
+    metric = self.data.metric
+    self.bar.set_postfix_str("scoring")
+    self.scores = self.score()
+    found = [s.metrics for s in self.scores]
+    self.bar.set_postfix_str(f"valid {found[0][metric]:.4f}", refresh=False)
+    if self.replicates is None:
+      names = {"nats": "valid_nats"}
+      self.add(self.n, **{names.get(k, k): v for k, v in found[0].items()})
+    else:
+      self.add(self.n, **{k: [f[k] for f in found] for k in found[0]})
+    return {metric: found[0][metric]}
+
+  def save(self, best: dict | None = None):
+    self.checkpoints.save(self.n, self.state, self.iterator, best)
+
+  def result(self) -> Result:
     return Result(
-      state,
-      n,
-      n >= t.steps,
-      scores,
-      clock.seconds,
-      compile_seconds,
-      curve,
-      "" if n >= t.steps else signals.name,
+      self.state,
+      self.n,
+      self.done,
+      self.scores,
+      self.clock.seconds,
+      self.compile_seconds,
+      self.curve,
+      "" if self.done else self.signals.name,
     )

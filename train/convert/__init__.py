@@ -24,8 +24,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from arch import arrays
-from train import schema, tokenizer, workdir
-from train.checkpoint import Checkpoints, abstract, load_model
+from train import models, schema, tokenizer, workdir
+from train.checkpoint import Checkpoints
 from train.convert import fields, types
 from train.convert.rules import Absent, backwards, forwards
 from train.schema import any_, text
@@ -287,7 +287,7 @@ def model_of(path) -> Read:
   module, hf, spelling, notes = understood(folder.hf, folder.tensors, where)
   given = {full: folder.tensors[name] for full, name in spelling.items()}
   config = shape(module, hf, where)
-  model = abstract(config, where)
+  model = models.abstract(config, where)
   own = leaves(model)
   size = sum(math.prod(leaf.shape) for leaf in own.values())
   held = sum(tensor.size for tensor in given.values())
@@ -427,7 +427,7 @@ def out_of(run, path, which: str = "best") -> int:
   other = [k for k, v in workdir.plain(made).items() if saved.get(k) != v]
   if other:
     raise ValueError(f"{file} is of another model than the run's: {other[0]}")
-  model = load_model(run, which)
+  model = models.load(run, which)
   ours = {path: np.asarray(a) for path, a in leaves(model).items()}
   found = backwards(every_rule(hf, module, model), ours)
   kept = load(Path(run) / KEPT) if (Path(run) / KEPT).exists() else {}
