@@ -110,22 +110,21 @@ class Place:
       raise ValueError(
         f"an entry of a pattern is a name or a dict of fields, not {entry!r}"
       )
-    mixers, _, own = entry.partition("+")
+    mixers, _, named = entry.partition("+")
     names = tuple(mixers.split("|"))
     wiring = "parallel" if len(names) > 1 else "residual"
-    return cls(names, own or channel, wiring)
+    return cls(names, named or channel, wiring)
 
   def resolve(self, cfg) -> "Place":
     """With its parts, of a model's Config."""
     parts = []
     for name in self.mixers:
       known = find("mixers", name).Config.fields()
-      own = {k: v for k, v in self.fields if k in known}
-      own = {**cfg.common, **dict(cfg.mixers.get(name, {})), **own}
+      here = {k: v for k, v in self.fields if k in known}
+      told = {**cfg.common, **dict(cfg.mixers.get(name, {})), **here}
       config = find("mixers", name).Config
-      parts.append(
-        Part("mixers", name, configure(config, f"mixer {name}", **own))
-      )
+      made = configure(config, f"mixer {name}", **told)
+      parts.append(Part("mixers", name, made))
     for field, _ in self.fields:
       if not any(hasattr(part.cfg, field) for part in parts):
         raise ValueError(f"no mixer of {self.mixers} has a field {field!r}")
@@ -139,9 +138,9 @@ class Place:
         "wiring='parallel' takes several"
       )
     if self.channel != "none":
-      own = {**cfg.common, **dict(cfg.channels.get(self.channel, {}))}
+      told = {**cfg.common, **dict(cfg.channels.get(self.channel, {}))}
       config = find("channels", self.channel).Config
-      made = configure(config, f"channel {self.channel}", **own)
+      made = configure(config, f"channel {self.channel}", **told)
       parts.append(Part("channels", self.channel, made))
     find("wiring", self.wiring)
     return dataclasses.replace(self, parts=tuple(parts))

@@ -120,13 +120,13 @@ class Trunk(nnx.Module):
     loss, statistics, new, shared = jnp.float32(0), {}, {}, {}
     for name, _, stack in self.stacks:
       for j, place in enumerate(stack.places):
-        own = found[name][f"block_{j}"]
-        loss += jnp.sum(own.loss)
-        if own.next and place.share:
-          shared.setdefault(place.share, []).append(own.next)
-        elif own.next:
-          new.setdefault(name, {})[f"block_{j}"] = own.next
-        for key, value in own.statistics.items():
+        aux = found[name][f"block_{j}"]
+        loss += jnp.sum(aux.loss)
+        if aux.next and place.share:
+          shared.setdefault(place.share, []).append(aux.next)
+        elif aux.next:
+          new.setdefault(name, {})[f"block_{j}"] = aux.next
+        for key, value in aux.statistics.items():
           statistics.setdefault(key, []).append(jnp.mean(value))
     for name, several in shared.items():
       # every place that shares a buffer proposes a value: their mean is taken

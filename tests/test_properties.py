@@ -39,8 +39,23 @@ def over(names):
   )
 
 
+# one of each file in arch/recurrence, experts, and what has none of these
+KINDS = [
+  "attention",
+  "experts",
+  "gated_deltanet",
+  "hyena",
+  "log_linear",
+  "mamba",
+  "mamba2",
+  "mesanet",
+  "slstm",
+  "titans",
+  "ttt",
+]
 each = over(CONFIGS)
 each_alone = over(ALONE)
+each_kind = over(KINDS)
 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="alone")
@@ -50,26 +65,40 @@ def test_a_group_stays_on_its_worker(request):
   assert request.node.nodeid.endswith("@one")
 
 
+REPLICATES, DEVICES = 2, 3
+
+
 @functools.cache
 def trained(name):
-  """Step, its state and losses after 60 steps on one batch, and how often it
-  was compiled."""
+  """Step, the model that its first seed starts with, the state and losses after
+  60 steps on one batch, and the program: of two seeds at once, on three devices
+  that share the batch.
+
+  It was compiled once: of a state of another type it would raise.
+  """
   c = config(name)
   c.train.steps, c.train.warmup, c.train.lr = 60, 5, 1e-2
-  step = Step(c)
-  state, losses = step.init(0, c.train.lr), []
+  step, sharding = Step(c), Sharding(devices=jax.devices()[:DEVICES])
+  seeds = jnp.arange(REPLICATES)
+  state = step.init(seeds, jnp.full(REPLICATES, c.train.lr))
+  first = jax.device_get((state["params"], state["buffers"]))
+  model = arrays.fill(step.model, *jax.tree.map(lambda x: x[0], first))
+  state = sharding.state(state)
+  data, losses = sharding.batch(batch(c), REPLICATES), []
+  program = step.train.lower(state, data).compile()
   for _ in range(60):
-    state, metrics = step.train(state, batch(c))
-    losses.append(float(metrics["loss"]))
-  return step, state, losses, step.train._cache_size()
+    state, metrics = program(state, data)
+    losses.append(np.asarray(metrics["loss"]))
+  return step, model, jax.device_get(state), np.array(losses), program
 
 
 @functools.cache
 def prepared(name):
-  """A noisy tiny model and its compiled call, shared by the properties."""
-  step, _, _, _ = trained(name)
-  state = step.init(0, step.cfg.train.lr)
-  model = noisy(arrays.fill(step.model, state["params"], state["buffers"]))
+  """A noisy tiny model, its compiled call, and 1 + T texts, of which text 1 + t
+  differs from the first at token t, with resets at token 5 of every second
+  one."""
+  step, model, _, _, _ = trained(name)
+  c, model = step.cfg, noisy(model)
   graph, leaves = arrays.split(model)
 
   @jax.jit
@@ -77,26 +106,32 @@ def prepared(name):
     with jax.numpy_dtype_promotion("strict"):
       return arrays.join(graph, leaves)(tokens, reset, state)
 
-  return step.cfg, model, functools.partial(call, leaves)
+  text = tokens(c, 1)
+  T = text.shape[1]
+  other = (text + 1) % (c.model.vocab.size + 1)
+  texts = jnp.concatenate(
+    [text, jnp.where(jnp.eye(T, dtype=bool), other, text)]
+  )
+  reset = jnp.zeros(texts.shape, bool).at[::2, 5].set(True)
+  return model, functools.partial(call, leaves), texts, reset
 
 
 @functools.cache
-def pull(name):
-  """Inputs 1 T D of the blocks, and a function of them, reset and a cotangent:
-  what comes out, and the gradients of the parameters and of the inputs."""
-  c, model, _ = prepared(name)
-  params, buffers = arrays.pure(model)
+def whole(name):
+  """Logits of all texts in one call, and the state after it."""
+  _, call, texts, reset = prepared(name)
+  return call(texts, reset, None)
 
-  @jax.jit
-  def pulled(x, reset, cotangent):
-    def forward(params, x):
-      return arrays.fill(model, params, buffers).mix(x, reset)[0]
 
-    y, back = jax.vjp(forward, params, x)
-    return y, *back(cotangent)
-
-  shape = (1, c.train.length, c.model.dim)
-  return jax.random.normal(jax.random.key(2), shape), pulled
+def pieces(name, ends):
+  """The same from calls that end at these tokens."""
+  model, call, texts, reset = prepared(name)
+  state, found = model.init_state(len(texts)), []
+  for start, end in itertools.pairwise([0, *ends]):
+    now = slice(start, end)
+    logits, state = call(texts[:, now], reset[:, now], state)
+    found.append(logits)
+  return jnp.concatenate(found, 1), state
 
 
 @each
@@ -116,153 +151,150 @@ def test_full_size_is_counted_without_arrays(name):
 
 @each
 def test_loss_at_the_start(name):
-  _, _, losses, _ = trained(name)
-  assert abs(losses[0] - math.log(SYMBOLS)) < 0.3
+  _, _, _, losses, _ = trained(name)
+  assert np.all(np.abs(losses[0] - math.log(SYMBOLS)) < 0.3)
 
 
 @pytest.mark.smoke
 @each
-def test_learns_one_batch_and_compiles_once(name):
-  _, _, losses, compiled = trained(name)
-  assert losses[-1] < 0.5 * losses[0]
-  assert compiled == 1
+def test_learns_one_batch(name):
+  _, _, _, losses, _ = trained(name)
+  assert losses[-1, 0] < 0.5 * losses[0, 0]
 
 
 @each
 def test_causal_and_connected(name):
-  x, pulled = pull(name)
-  T, D = x.shape[1:]
-  probe = jax.random.normal(jax.random.key(1), (D,))
-  reach = []
-  for t in range(T):
-    cotangent = jnp.zeros_like(x).at[0, t].set(probe)
-    _, _, dx = pulled(x, jnp.zeros((1, T), bool), cotangent)
-    reach.append(np.linalg.norm(dx[0], axis=-1))
-  reach, past = np.stack(reach), np.tril(np.ones((T, T), bool))
-  assert np.all(reach[~past] == 0)
-  assert np.all(reach[past] > 0)
+  """A token changes every answer from its own on, and none before."""
+  _, call, texts, _ = prepared(name)
+  logits = np.asarray(call(texts, jnp.zeros(texts.shape, bool), None)[0])
+  moved = np.abs(logits[1:] - logits[0]).max(-1)
+  # rows of one product may be rounded apart
+  assert np.array_equal(
+    moved > 1e-6 * np.abs(logits).max(), np.triu(np.ones_like(moved))
+  )
 
 
 @pytest.mark.smoke
 @each
 def test_stepping_is_one_call(name):
-  c, model, call = prepared(name)
-  text = tokens(c)
-  reset = jnp.zeros(text.shape, bool).at[0, 5].set(True)
-  whole, last = call(text, reset, model.init_state(2))
-  fresh, after = call(text, reset, None)
-  close(fresh, whole)
-  close(after, last)
-  state, steps = model.init_state(2), []
-  for t in range(text.shape[1]):
-    now = slice(t, t + 1)
-    logits, state = call(text[:, now], reset[:, now], state)
-    steps.append(logits)
-  close(jnp.concatenate(steps, 1), whole)
-  close(state, last)
+  """Token by token, from a fresh state that is given."""
+  _, _, texts, _ = prepared(name)
+  close(pieces(name, range(1, texts.shape[1] + 1)), whole(name))
 
 
 @each_alone
 def test_splitting_changes_nothing(name):
-  c, model, call = prepared(name)
-  text = tokens(c)
-  reset = jnp.zeros(text.shape, bool).at[1, 5].set(True)
-  whole, last = call(text, reset, model.init_state(2))
+  _, _, texts, _ = prepared(name)
   # of 5, beyond a chunk and not aligned to one, and of 1, as compiled before
-  ends = [5, 10, *range(11, text.shape[1] + 1)]
-  state, pieces = model.init_state(2), []
-  for start, end in itertools.pairwise([0, *ends]):
-    piece = slice(start, end)
-    logits, state = call(text[:, piece], reset[:, piece], state)
-    pieces.append(logits)
-  close(jnp.concatenate(pieces, 1), whole)
-  close(state, last)
+  ends = [5, 10, *range(11, texts.shape[1] + 1)]
+  close(pieces(name, ends), whole(name))
 
 
 @each
 def test_nothing_before_a_reset_matters(name):
-  x, pulled = pull(name)
-  T, cut = x.shape[1], 6
-  none = jnp.zeros((1, T), bool)
-  reset = none.at[0, cut].set(True)
-  cotangent = jnp.cos(x).at[:, :cut].set(0.0)
-  y, gradient, dx = pulled(x, reset, cotangent)
-  other = x.at[:, :cut].add(1.0)
-  changed, other_gradient, _ = pulled(other, reset, cotangent)
-  close(changed[:, cut:], y[:, cut:], 1e-6)
-  close(other_gradient, gradient)
+  """Of the texts with a reset, those that differ before it are one, and what
+  follows is what a text alone would be."""
+  logits, _ = whole(name)
+  _, call, texts, _ = prepared(name)
+  size = np.abs(logits).max()
+  after = np.asarray(logits[2:6:2, 5:])  # differ at tokens 1 and 3
+  assert np.abs(after - np.asarray(logits[0, 5:])).max() < 1e-6 * size
+  assert np.all(np.any(np.asarray(logits[3, 5:] != logits[1, 5:]), -1))
+  none = jnp.zeros(texts.shape, bool)
+  alone, _ = call(jnp.roll(texts, -5, 1), none, None)
+  close(alone[::2, :-5], logits[::2, 5:])
+
+
+@each_kind
+def test_no_gradient_crosses_a_reset(name):
+  """One of each kind of recurrence, whose backward passes are ours."""
+  model, _, _, _ = prepared(name)
+  params, buffers = arrays.pure(model)
+  T, D, cut = 13, 24, 6
+  x = jax.random.normal(jax.random.key(2), (1, T, D))
+  reset = jnp.zeros((1, T), bool).at[0, cut].set(True)
+
+  @jax.jit
+  def pulled(x):
+    def forward(params, x):
+      return arrays.fill(model, params, buffers).mix(x, reset)[0]
+
+    y, back = jax.vjp(forward, params, x)
+    return back(jnp.cos(y).at[:, :cut].set(0.0))
+
+  gradient, dx = pulled(x)
+  other, _ = pulled(x.at[:, :cut].add(1.0))
+  close(other, gradient)
   size = np.abs(dx).max()
   assert np.abs(dx[:, :cut]).max() < 1e-6 * size and np.all(dx[:, cut:] != 0)
-  alone, _, _ = pulled(jnp.roll(x, -cut, 1), none, cotangent)
-  close(alone[:, : T - cut], y[:, cut:])
 
 
 @each
 def test_every_parameter_gets_a_gradient(name):
-  step, state, _, _ = trained(name)
+  step, _, state, _, _ = trained(name)
   # Adam's second moment is 0 only where every gradient was
   for path, nu in flatten_dict(optax.tree.get(state["opt"], "nu")).items():
     assert np.all(np.isfinite(nu)), path
-    layers = range(step.layers.get(path, 0))
-    of_each = np.max(nu, axis=tuple(range(len(layers), nu.ndim)))
-    assert np.min(of_each) > 0, path
+    each_layer = 1 + step.layers.get(path, 0)
+    assert np.min(np.max(nu, axis=tuple(range(each_layer, nu.ndim)))) > 0, path
 
 
-@each_alone
-def test_bfloat16_is_finite_and_close(name):
-  c, model, call = prepared(name)
-  params, buffers = arrays.pure(model)
-  data = jax.tree.map(lambda x: x[:2], batch(c))
-  logits, _ = call(data["tokens"], data["reset"], None)
-  rows = jax.nn.log_softmax(logits, -1)
-  chosen = jnp.take_along_axis(rows, data["targets"][..., None], -1)[..., 0]
-  exact = -jnp.average(chosen, weights=data["weights"])
-
-  low = config(name).model
-  low.dtype = "bfloat16"
-  low = arch.abstract(low)
-
-  @jax.jit
-  def run(params, batch):
-    def loss(params):
-      with jax.numpy_dtype_promotion("strict"):
-        return arrays.fill(low, params, buffers).loss(**batch)[0]
-
-    return jax.value_and_grad(loss)(params)
-
-  nats, gradient = run(params, data)
-  assert abs(nats - exact) < 0.05 * exact
-  for path, g in jax.tree.leaves_with_path(gradient):
-    assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
+@each
+def test_a_device_has_its_share(name):
+  """A third of the products, and no other's activations."""
+  step, _, _, _, program = trained(name)
+  text = program.as_text()
+  alone = jax.eval_shape(lambda: step.init(0, 1e-3))
+  whole = programs.expected(
+    step, alone, jax.eval_shape(lambda: batch(step.cfg))
+  )
+  share = DEVICES * programs.products(text) / REPLICATES / whole
+  # fewer tokens leave more of the experts' blocks empty, and what is computed
+  # of weights alone, as hyena's filter, every device needs
+  assert 0.9 < share < 1.15
+  assert not programs.gathered(text)
 
 
-@each_alone
+@each_kind
 def test_replicates_that_share_devices_are_runs_alone(name):
-  """In values, and a device has a third of their products and no other's
-  activations."""
-  step, _, _, _ = trained(name)
-  data = batch(step.cfg)
-  runs = [step.init(seed, 1e-3 * (1 + seed)) for seed in range(2)]
-  sharding = Sharding(devices=jax.devices()[:3])
+  step, _, _, _, program = trained(name)
+  runs = [step.init(seed, 1e-3 * (1 + seed)) for seed in range(REPLICATES)]
+  sharding = Sharding(devices=jax.devices()[:DEVICES])
   together = sharding.state(jax.tree.map(lambda *x: np.stack(x), *runs))
-  shared = sharding.batch(data, 2)
-  program = step.train.lower(together, shared).compile()
-  alone = runs[1]
-  whole = step.train.lower(alone, data).compile().as_text()
+  shared, alone = sharding.batch(batch(step.cfg), REPLICATES), runs[1]
   for _ in range(3):
     together, _ = program(together, shared)
-    alone, _ = step.train(alone, data)
-  assert together["step"].sharding.num_devices == 3
+    alone, _ = step.train(alone, batch(step.cfg))
+  assert together["step"].sharding.num_devices == DEVICES
   own = jax.tree.map(lambda x: x[1], jax.device_get(together["params"]))
   # Adam's first updates show the rounding of a gradient that is nearly 0
   close(own, alone["params"], 1e-3)
 
-  part = programs.products(program.as_text()) / 2
-  share = 3 * part / programs.products(whole)
-  # fewer tokens leave more of the experts' blocks empty, and what is computed
-  # of weights alone, as hyena's filter, every device needs
-  assert 0.9 < share < 1.15
-  assert not programs.gathered(program.as_text())
+
+@each_alone
+def test_bfloat16_is_finite_and_close(name):
+  """The loss; and of one of each kind its gradient, too."""
+  model, _, texts, reset = prepared(name)
+  params, buffers = arrays.pure(model)
+  low = config(name).model
+  targets = jnp.roll(texts, -1, 1) % low.vocab.size
+  rows = jax.nn.log_softmax(whole(name)[0], -1)
+  exact = -jnp.mean(jnp.take_along_axis(rows, targets[..., None], -1))
+  low.dtype = "bfloat16"
+  low = arch.abstract(low)
+
+  def loss(params):
+    with jax.numpy_dtype_promotion("strict"):
+      model = arrays.fill(low, params, buffers)
+      return model.loss(texts, targets, jnp.ones(texts.shape), reset)[0]
+
+  graded = (
+    jax.value_and_grad if name in KINDS else lambda f: lambda x: (f(x), {})
+  )
+  nats, gradient = jax.jit(graded(loss))(params)
+  assert abs(nats - exact) < 0.05 * exact
+  for path, g in jax.tree.leaves_with_path(gradient):
+    assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("mixer", MIXERS)

@@ -37,9 +37,9 @@ class Block(nnx.Module):
       u = getattr(self, group[0].norm)(read)
       ys = []
       for part in group:
-        y, new[part.slot], own = self.run(part, u, state, at)
+        y, new[part.slot], more = self.run(part, u, state, at)
         ys.append(y)
-        aux = aux.join(part.slot, own)
+        aux = aux.join(part.slot, more)
       x = self.add(x, self.drop(self.merge(group, ys), at.key, i))
     return x, new, aux
 
@@ -48,8 +48,8 @@ class Block(nnx.Module):
       reads = {name: at.read(part, name) for name in part.cfg.reads}
       if hasattr(at.own, part.slot):
         reads["own"] = getattr(at.own, part.slot)
-      own = None if state is None else state[part.slot]
-      return getattr(self, part.slot)(u, at.reset, own, **reads)
+      before = None if state is None else state[part.slot]
+      return getattr(self, part.slot)(u, at.reset, before, **reads)
 
   def merge(self, group, ys):
     """One y, of the one part of a group."""
