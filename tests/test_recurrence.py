@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from arch import recurrence
-from arch.recurrence import chunks, delta, gated
+from arch.recurrence import chunks, delta, gated, log_linear
 
 B, K, V = 2, 6, 5
 D, N = 4, 3
@@ -395,6 +395,26 @@ def test_nothing_before_a_reset_matters(name):
     x[k] = np.concatenate([x[k][:, :r] / 2, x[k][:, r:]], axis=1)
   x["state"] = jax.tree.map(np.ones_like, x["state"])
   jax.tree.map(np.testing.assert_array_equal, after(x)[0][1], out)
+
+
+def test_log_linear_in_a_loop_of_layers():
+  """From no state, in many rows: as it is trained."""
+  rows, time, heads = 14, 5, 4
+  q, k = normal(0, rows, time, heads, K), normal(1, rows, time, heads, K)
+  v = normal(2, rows, time, heads, 12)
+  scale = np.exp(normal(3, rows, time, heads, 4))
+  g = np.log(sigmoid(normal(4, rows, time, heads)))
+
+  def last(f):
+    def layer(v, weight):
+      return v + f(weight * q, k, v, g, scale)[0], None
+
+    return jax.jit(lambda v: jax.lax.scan(layer, v, jnp.ones(3) / 3)[0])(v)
+
+  chunked = functools.partial(log_linear.chunked, chunk=4)
+  expected = last(log_linear.reference)
+  for _ in range(3):  # memory that was never written to is 0 at first
+    close(last(chunked), expected, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["gated", "gated, K"])

@@ -70,6 +70,8 @@ def chunked(q, k, v, g, scale, b=None, reset=None, state=None, chunk=64):
   n = -(-T // C)
   low = min(C.bit_length(), N) - 1  # the first state of C tokens or more
   S, count = state or fresh(k, v, N)
+  # jaxlib 0.10.2 sums a product with zeros that it sees to garbage on a CPU
+  S = jax.lax.optimization_barrier(S)
   at = positions(reset, count, T)
   g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
   b = None if b is None else chunks.where_reset(reset, 0, b)
