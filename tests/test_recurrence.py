@@ -231,6 +231,7 @@ CASES = {
 }
 
 
+@functools.cache
 def case(label):
   """What makes a case's inputs, the fast twin and the reference."""
   make, fields, options = CASES[label]
@@ -253,7 +254,15 @@ def case(label):
   )
 
 
-each = pytest.mark.parametrize("name", CASES)
+def over(names):
+  """One worker a case, so that its gradient is compiled once."""
+  return pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names],
+  )
+
+
+each = over(CASES)
 ONE_OF_EACH = ["gated", "gated, K", "delta", "delta, K, a", "diagonal"]
 ONE_OF_EACH += ["selective", "convolve", "log-linear, b", "mesa", "ttt"]
 ONE_OF_EACH += ["titans", "convolution"]
@@ -287,13 +296,26 @@ def weighed(out):
   return sum(map(total, jax.tree.leaves(out)))
 
 
-def value_and_gradient(f, x, reset):
-  def loss(x):
-    out = f(**x, reset=reset)
+@functools.cache
+def compiled(f):
+  """What f answers from token `start` on, and its gradients."""
+
+  def loss(x, reset, start):
+    out, state = f(**x, reset=reset)
+
+    def late(o):
+      at = jnp.arange(o.shape[1]).reshape(1, -1, *[1] * (o.ndim - 2))
+      return jnp.where(at >= start, o, jnp.zeros((), o.dtype))
+
+    out = jax.tree.map(late, out), state
     return weighed(out), out
 
+  return jax.jit(jax.grad(loss, has_aux=True))
+
+
+def value_and_gradient(f, x, reset, start=0):
   with jax.numpy_dtype_promotion("strict"):
-    grad, out = jax.jit(jax.grad(loss, has_aux=True))(x)
+    grad, out = compiled(f)(x, reset, start)
   return dict(out=out, grad=grad)
 
 
@@ -341,9 +363,7 @@ def test_twins(name):
   close(a, b, 1e-5)
 
 
-@pytest.mark.parametrize(
-  "name", ["gated, before", "gated, K, before", "delta", "delta, K, a"]
-)
+@over(["gated, before", "gated, K, before", "delta", "delta, K, a"])
 def test_twins_in_bfloat16(name):
   make, fast, reference = case(name)
   x = make(T)
@@ -371,21 +391,17 @@ def test_split_anywhere(name):
   close((outs, state), whole, 1e-5)
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@over(ONE_OF_EACH)
 def test_nothing_before_a_reset_matters(name):
   """Exactly: by a product with 0, not by a difference of equals."""
   make, fast, _ = case(name)
   x, reset, r = make(T), resets(), 13
   reset[:, r] = True
 
-  @jax.jit
-  @functools.partial(jax.value_and_grad, has_aux=True)
   def after(x):
-    out, state = fast(**x, reset=reset)
-    out = jax.tree.map(lambda o: o[:, r:], out), state
-    return weighed(out), out
+    return value_and_gradient(fast, x, reset, r)
 
-  (_, out), grad = after(x)
+  out, grad = after(x).values()
   early = {k: grad[k][:, :r] for k in timed(x)} | {"state": grad["state"]}
   for path, a in jax.tree.leaves_with_path(early):
     assert not np.any(a), jax.tree_util.keystr(path)
@@ -394,7 +410,7 @@ def test_nothing_before_a_reset_matters(name):
   for k in timed(x):
     x[k] = np.concatenate([x[k][:, :r] / 2, x[k][:, r:]], axis=1)
   x["state"] = jax.tree.map(np.ones_like, x["state"])
-  jax.tree.map(np.testing.assert_array_equal, after(x)[0][1], out)
+  jax.tree.map(np.testing.assert_array_equal, after(x)["out"], out)
 
 
 def test_log_linear_in_a_loop_of_layers():
