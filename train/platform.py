@@ -11,12 +11,14 @@ can:
   JAX does not look for a TPU where libtpu is installed and no TPU is, which
     prints errors; a platform that was asked for and is not there is refused,
     and so is a CPU where there is an accelerator that JAX does not see;
+  on a CPU, sums are not given to YNNPACK by a jaxlib that does so wrongly;
   programs that took a second to compile are kept for the next start: 17 s ->
     1 s for a small Mamba-2, with the same bits in its results.
 
 Raises ValueError, one line, for all that is refused.
 """
 
+import contextlib
 import ctypes
 import glob
 import hashlib
@@ -46,6 +48,10 @@ VISIBLE = ("CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS")  # "" or -1 for none
 PACKAGES = (
   "jax jaxlib flax optax orbax-checkpoint grain tensorflow-datasets numpy"
 ).split()
+# a product and the sum of its squares, of 32,769 rows or more, are .2 % off:
+# https://github.com/jax-ml/jax/issues/39103
+UNSOUND = ("0.10.2", "0.11.0")
+SOUND = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 GUARD = Path("/sys/devices/system/cpu/vulnerabilities/gather_data_sampling")
 
 
@@ -80,7 +86,8 @@ def setup(platform: str | None = None, cores: bool = False):
   elif on_cpu and importlib.util.find_spec("libtpu"):
     jax.config.update("jax_platforms", jax.config.jax_platforms or "cpu")
   try:
-    found = jax.default_backend()
+    with sound_sums() if on_cpu else contextlib.nullcontext():
+      found = jax.default_backend()
   except RuntimeError as error:
     raise absent(platform, str(error).partition("\n")[0]) from error
   if platform not in (None, found):
@@ -88,6 +95,23 @@ def setup(platform: str | None = None, cores: bool = False):
   if platform is None and found == "cpu":
     refuse_unseen()
   keep_programs(found)
+
+
+@contextlib.contextmanager
+def sound_sums():
+  """For when XLA reads its flags: without the sums that it does wrongly. Later
+  libtpu, which compiles ahead of time, would refuse a CPU's flag."""
+  given = os.environ.get("XLA_FLAGS")
+  if importlib.metadata.version("jaxlib") in UNSOUND:
+    # the last one holds
+    os.environ["XLA_FLAGS"] = f"{SOUND} {given or ''}".strip()
+  try:
+    yield
+  finally:
+    if given is None:
+      os.environ.pop("XLA_FLAGS", None)
+    else:
+      os.environ["XLA_FLAGS"] = given
 
 
 def absent(platform: str | None, why: str) -> ValueError:
