@@ -223,6 +223,16 @@ def test_a_refused_run_may_be_corrected(text, never_stopped, tmp_path):
     prepared(data_lib.load({"name": "task:mqar"}))
 
 
+def test_what_cannot_be_called_leaves_no_folder(text, never_stopped, tmp_path):
+  c, step, *_ = never_stopped
+  for replicates in ([], [(0, 1e-3), (1,)]):
+    with pytest.raises(ValueError):
+      loop.run(c, tmp_path / "run", text, step=step, replicates=replicates)
+  with pytest.raises(ValueError, match="unknown optimizer"):
+    loop.run(prepared(text, optimizer="adam"), tmp_path / "run", text)
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_stop_before_the_first_step_saves_nothing(
   text, never_stopped, tmp_path
 ):

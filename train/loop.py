@@ -160,12 +160,17 @@ def run(
     Diverged: a run without replicates met a loss that is not finite. The
       newest checkpoint is of before that.
   """
-  step = step or Step(cfg)  # what it refuses leaves no folder
+  # what these refuse leaves no folder
+  step = step or Step(cfg)
+  if replicates is None:
+    seed, lr = cfg.train.seed, cfg.train.lr
+  else:
+    seed, lr = map(tuple, zip(*replicates, strict=True))
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(Workdir(path))
     if signals is None:
       signals = stack.enter_context(Signals())
-    one = Run(cfg, data, folder, signals, step, scorer, replicates)
+    one = Run(cfg, data, folder, signals, step, scorer, seed, lr)
     one.open(stack, init)
     one.show(stack, label)
     return one.train()
@@ -175,6 +180,7 @@ class Run:
   """A run in its locked folder: where it stands, and what a step adds to it.
 
   Attributes:
+    seed, lr: its own, or a tuple of its replicates'.
     n: how many steps it has made.
     state: the training state after them.
     scores: the last evaluation, one Score a replicate; [] before the first.
@@ -183,16 +189,12 @@ class Run:
     compile_seconds: the first step's, 0 where the step was compiled before.
   """
 
-  def __init__(self, cfg, data, folder, signals, step, scorer, replicates):
+  def __init__(self, cfg, data, folder, signals, step, scorer, seed, lr):
     self.cfg, self.data, self.folder = cfg, data, folder
     self.signals, self.step = signals, step
-    self.replicates = replicates
+    self.seed, self.lr = seed, lr
     t = cfg.train
-    if replicates is None:
-      self.seed, self.lr = t.seed, t.lr
-    else:
-      self.seed, self.lr = map(tuple, zip(*replicates, strict=True))
-    self.next_batch, self.iterator = batches(cfg, data, self.seed)
+    self.next_batch, self.iterator = batches(cfg, data, seed)
     self.sharding = Sharding.fitting(
       t.model_devices, t.batch // t.accumulate, self.R
     )
@@ -203,7 +205,7 @@ class Run:
   @property
   def R(self) -> int:
     """How many replicates are trained together; 0 for a run by itself."""
-    return len(self.replicates or ())
+    return len(self.seed) if isinstance(self.seed, tuple) else 0
 
   @property
   def tokens(self) -> int:
@@ -355,7 +357,7 @@ class Run:
     self.scores = self.score()
     found = [s.metrics for s in self.scores]
     self.bar.set_postfix_str(f"valid {found[0][metric]:.4f}", refresh=False)
-    if self.replicates is None:
+    if not self.R:
       names = {"nats": "valid_nats"}
       self.add(self.n, **{names.get(k, k): v for k, v in found[0].items()})
     else:
