@@ -3,6 +3,7 @@ registry."""
 
 import importlib
 import pkgutil
+import sys
 
 from arch.config import closest
 
@@ -22,8 +23,10 @@ def names(axis: str) -> list[str]:
 
 def find(axis: str, name: str):
   """The module arch/<axis>/<name>.py; ValueError names the closest ones."""
-  if name not in names(axis):
+  module = f"arch.{axis}.{name}"
+  # the folder is read once a file: a model asks some 30 times
+  if module not in sys.modules and name not in names(axis):
     raise ValueError(
       f"unknown {AXES[axis]} {name!r}: {closest(name, names(axis))}"
     )
-  return importlib.import_module(f"arch.{axis}.{name}")
+  return importlib.import_module(module)

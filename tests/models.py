@@ -35,6 +35,9 @@ def _alone(name):
 
 # of one mixer: what holds for these holds, block by block, for hybrids
 ALONE = [name for name in CONFIGS if _alone(name)]
+# hybrids train and grow as the mixers do that they are made of, but for what is
+# theirs: parallel mixers, and blocks that are shared and aside
+DISTINCT = sorted({*ALONE, "hymba", "zamba2"})
 
 
 def unrolled(monkeypatch, blocks):

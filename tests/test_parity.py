@@ -29,22 +29,20 @@ def files(kind):
   return sorted(path.stem for path in folder.glob("[a-z]*.py"))
 
 
-def each(field, section, always=0):
-  """kind, name and fields of every entry of this list of the parity files.
+# whatever is on record: attention, a diagonal recurrence, the delta rule
+ALWAYS = ("attention", "gated_deltanet", "mamba")
 
-  Of each file the first `always` are run whatever is on record.
-  """
+
+def each(field, section):
+  """kind, name and fields of every entry of this list of the parity files."""
   found = []
   for kind in KINDS:
     for name in files(kind):
       for i, fields in enumerate(getattr(module(kind, name), field)):
-        mark = pytest.mark.recorded(kind, name, section)
+        mark = pytest.mark.recorded(kind, name, section, fields)
         label = "-".join([name, *map(str, fields.values())])
-        found.append(
-          pytest.param(
-            kind, name, fields, id=label, marks=[mark] * (i >= always)
-          )
-        )
+        marks = [mark] * (i > 0 or name not in ALWAYS)
+        found.append(pytest.param(kind, name, fields, id=label, marks=marks))
   return pytest.mark.parametrize(("kind", "name", "fields"), found)
 
 
@@ -52,7 +50,7 @@ def arrays(tensors):
   return {name: t.detach().numpy() for name, t in tensors}
 
 
-@each("CASES", "cases", always=1)
+@each("CASES", "cases")
 def test_values_gradients_and_decoding(kind, name, fields, record_property):
   torch.manual_seed(0)
   case = module(kind, name).case(**fields)

@@ -16,6 +16,7 @@ from models import (
   ALONE,
   CHANNELS,
   CONFIGS,
+  DISTINCT,
   MIXERS,
   SYMBOLS,
   batch,
@@ -26,7 +27,7 @@ from models import (
 )
 
 import arch
-from arch import arrays
+from arch import arrays, losses
 from train.sharding import Sharding
 from train.step import Step
 
@@ -55,6 +56,7 @@ KINDS = [
 ]
 each = over(CONFIGS)
 each_alone = over(ALONE)
+each_trained = over(DISTINCT)
 each_kind = over(KINDS)
 
 
@@ -65,46 +67,62 @@ def test_a_group_stays_on_its_worker(request):
   assert request.node.nodeid.endswith("@one")
 
 
-REPLICATES, DEVICES = 2, 3
+SEEDS, DEVICES = (0, 1), 3
+
+
+@functools.cache
+def started(name):
+  """Step, and the state that it starts with."""
+  c = config(name)
+  c.train.steps, c.train.warmup, c.train.lr = 60, 5, 1e-2
+  step = Step(c)
+  return step, jax.device_get(step.init(0, c.train.lr))
 
 
 @functools.cache
 def trained(name):
-  """Step, the model that its first seed starts with, the state and losses after
-  60 steps on one batch, and the program: of two seeds at once, on three devices
-  that share the batch.
+  """The state and losses after 30 steps on one batch, and what steps: of three
+  devices that share the batch, and of one of each kind with two seeds at once.
 
   It was compiled once: of a state of another type it would raise.
   """
-  c = config(name)
-  c.train.steps, c.train.warmup, c.train.lr = 60, 5, 1e-2
-  step, sharding = Step(c), Sharding(devices=jax.devices()[:DEVICES])
-  seeds = jnp.arange(REPLICATES)
-  state = step.init(seeds, jnp.full(REPLICATES, c.train.lr))
-  first = jax.device_get((state["params"], state["buffers"]))
-  model = arrays.fill(step.model, *jax.tree.map(lambda x: x[0], first))
-  state = sharding.state(state)
-  data, losses = sharding.batch(batch(c), REPLICATES), []
-  program = step.train.lower(state, data).compile()
-  for _ in range(60):
-    state, metrics = program(state, data)
-    losses.append(np.asarray(metrics["loss"]))
-  return step, model, jax.device_get(state), np.array(losses), program
+  step, state = started(name)
+  together = (len(SEEDS),) if name in KINDS else ()
+  if together:
+    state = step.init(np.array(SEEDS), np.full(together, step.cfg.train.lr))
+  sharding = Sharding(devices=jax.devices()[:DEVICES])
+  data = sharding.batch(batch(step.cfg), *together)
+  program = step.train.lower(sharding.state(state), data).compile()
+
+  def run(state, steps):
+    state, found = sharding.state(state), []
+    for _ in range(steps):
+      state, metrics = program(state, data)
+      found.append(np.asarray(metrics["loss"]).reshape(-1)[0])
+    return state, found
+
+  return *run(state, 30), run, program
 
 
 @functools.cache
 def prepared(name):
-  """A noisy tiny model, its compiled call, and 1 + T texts, of which text 1 + t
-  differs from the first at token t, with resets at token 5 of every second
-  one."""
-  step, model, _, _, _ = trained(name)
-  c, model = step.cfg, noisy(model)
+  """A tiny model with noise, its compiled call, and 1 + T texts, of which text
+  1 + t differs from the first at token t, with resets at token 5 of every
+  second one."""
+  step, state = started(name)
+  c = step.cfg
+  first = arrays.fill(step.model, state["params"], state["buffers"])
+  model = noisy(first)
   graph, leaves = arrays.split(model)
 
   @jax.jit
-  def call(leaves, tokens, reset, state):
+  def compiled(leaves, tokens, reset, state):
     with jax.numpy_dtype_promotion("strict"):
       return arrays.join(graph, leaves)(tokens, reset, state)
+
+  def call(*args, noise=True):
+    own = leaves if noise else arrays.split(first)[1]
+    return compiled(own, *args)
 
   text = tokens(c, 1)
   T = text.shape[1]
@@ -113,7 +131,7 @@ def prepared(name):
     [text, jnp.where(jnp.eye(T, dtype=bool), other, text)]
   )
   reset = jnp.zeros(texts.shape, bool).at[::2, 5].set(True)
-  return model, functools.partial(call, leaves), texts, reset
+  return model, call, texts, reset
 
 
 @functools.cache
@@ -151,15 +169,18 @@ def test_full_size_is_counted_without_arrays(name):
 
 @each
 def test_loss_at_the_start(name):
-  _, _, _, losses, _ = trained(name)
-  assert np.all(np.abs(losses[0] - math.log(SYMBOLS)) < 0.3)
+  _, call, texts, reset = prepared(name)
+  logits, _ = call(texts, reset, None, noise=False)
+  targets = jnp.roll(texts, -1, 1) % logits.shape[-1]
+  nats = losses.nll(logits.reshape(-1, logits.shape[-1]), targets.ravel())
+  assert abs(jnp.mean(nats) - math.log(SYMBOLS)) < 0.3
 
 
 @pytest.mark.smoke
-@each
+@each_trained
 def test_learns_one_batch(name):
-  _, _, _, losses, _ = trained(name)
-  assert losses[-1, 0] < 0.5 * losses[0, 0]
+  _, (first, *_, last), *_ = trained(name)
+  assert last < 0.5 * first
 
 
 @each
@@ -229,26 +250,25 @@ def test_no_gradient_crosses_a_reset(name):
   assert np.abs(dx[:, :cut]).max() < 1e-6 * size and np.all(dx[:, cut:] != 0)
 
 
-@each
+@each_trained
 def test_every_parameter_gets_a_gradient(name):
-  step, _, state, _, _ = trained(name)
+  (step, _), (state, *_) = started(name), trained(name)
   # Adam's second moment is 0 only where every gradient was
   for path, nu in flatten_dict(optax.tree.get(state["opt"], "nu")).items():
     assert np.all(np.isfinite(nu)), path
-    each_layer = 1 + step.layers.get(path, 0)
+    each_layer = state["step"].ndim + step.layers.get(path, 0)
+    nu = np.asarray(nu)
     assert np.min(np.max(nu, axis=tuple(range(each_layer, nu.ndim)))) > 0, path
 
 
-@each
+@each_trained
 def test_a_device_has_its_share(name):
   """A third of the products, and no other's activations."""
-  step, _, _, _, program = trained(name)
+  (step, state), (*_, program) = started(name), trained(name)
   text = program.as_text()
-  alone = jax.eval_shape(lambda: step.init(0, 1e-3))
-  whole = programs.expected(
-    step, alone, jax.eval_shape(lambda: batch(step.cfg))
-  )
-  share = DEVICES * programs.products(text) / REPLICATES / whole
+  whole = programs.expected(step, state, batch(step.cfg))
+  together = len(SEEDS) if name in KINDS else 1
+  share = DEVICES * programs.products(text) / together / whole
   # fewer tokens leave more of the experts' blocks empty, and what is computed
   # of weights alone, as hyena's filter, every device needs; a reset of titans
   # and ttt reads the network that documents start from, which is not counted
@@ -257,19 +277,22 @@ def test_a_device_has_its_share(name):
 
 
 @each_kind
-def test_replicates_that_share_devices_are_runs_alone(name):
-  step, _, _, _, program = trained(name)
-  runs = [step.init(seed, 1e-3 * (1 + seed)) for seed in range(REPLICATES)]
-  sharding = Sharding(devices=jax.devices()[:DEVICES])
-  together = sharding.state(jax.tree.map(lambda *x: np.stack(x), *runs))
-  shared, alone = sharding.batch(batch(step.cfg), REPLICATES), runs[1]
-  for _ in range(3):
-    together, _ = program(together, shared)
-    alone, _ = step.train(alone, batch(step.cfg))
-  assert together["step"].sharding.num_devices == DEVICES
-  own = jax.tree.map(lambda x: x[1], jax.device_get(together["params"]))
-  # Adam's first updates show the rounding of a gradient that is nearly 0
-  close(own, alone["params"], 1e-3)
+def test_replicates_that_share_devices_are_apart(name):
+  """Whoever is beside it, one becomes the same; see test_step for alone."""
+  (step, _), (*_, run, _) = started(name), trained(name)
+  own, other, third = (step.init(s, 1e-3 * (1 + s)) for s in range(3))
+
+  def beside(*runs):
+    both, _ = run(jax.tree.map(lambda *x: np.stack(x), *runs), 3)
+    assert both["step"].sharding.num_devices == DEVICES
+    return jax.device_get(both["params"])
+
+  before, after = beside(third, own), beside(own, other)
+  close(
+    jax.tree.map(lambda x: x[1], before), jax.tree.map(lambda x: x[0], after)
+  )
+  apart = jax.tree.map(lambda x: np.abs(x[0] - x[1]).max(), after)
+  assert max(jax.tree.leaves(apart)) > 1e-3
 
 
 @each_alone
@@ -298,13 +321,24 @@ def test_bfloat16_is_finite_and_close(name):
     assert np.all(np.isfinite(g)), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("mixer", MIXERS)
-def test_every_mixer_with_every_channel(mixer):
+def mixed(mixer, channels):
+  """Shapes of what a mixer and these channel mixers make of some tokens."""
   c = config(mixer)
   entry = c.model.pattern[0]  # RWKV-7's first block differs
   entry = {"mixer": entry} if isinstance(entry, str) else dict(entry)
-  c.model.pattern = [entry | {"channel": n} for n in [*CHANNELS, "none"]]
-  c.model.depth = len(c.model.pattern)
+  c.model.pattern = [entry | {"channel": name} for name in channels]
+  c.model.depth = len(channels)
   x = jnp.zeros((2, 5, c.model.dim))
   y, _, _ = jax.eval_shape(lambda m: m.mix(x), arch.abstract(c.model))
-  assert y.shape == x.shape
+  return x.shape, y.shape
+
+
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_every_mixer_takes_another_channel(mixer):
+  given, answered = mixed(mixer, ["rwkv", "none"])
+  assert answered == given
+
+
+def test_a_mixer_takes_every_channel():
+  given, answered = mixed("mingru", [*CHANNELS, "none"])
+  assert answered == given

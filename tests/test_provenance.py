@@ -9,8 +9,10 @@ from arch import registry
 from train import provenance
 from train.report import architectures
 
+FIELDS = {"sizes": (3, 5)}
 CASE = {
   "source": "their <code>",
+  "fields": FIELDS,
   "errors": {"value": 1e-6, "gradient": 2e-6},
 }
 
@@ -34,16 +36,27 @@ def test_fresh_stale_and_missing(tmp_path, monkeypatch):
 
 def test_what_holds_is_of_this_code_and_these_versions(tmp_path, monkeypatch):
   path = tmp_path / "provenance.json"
-  provenance.update({("mixers", "mamba", "cases"): [CASE]}, path)
+  case = "mixers", "mamba", "cases", FIELDS
+  found = {("conversions", "llama", "cases"): [CASE]}
+  found |= {("mixers", "mamba", "tpu"): ["v5e:2x4"]}
+  provenance.update({("mixers", "mamba", "cases"): [CASE]} | found, path)
   record = provenance.read(path)
-  assert provenance.holds(record, "mixers", "mamba", "cases")
-  assert not provenance.holds(record, "mixers", "mamba", "tpu")
-  assert not provenance.holds(record, "mixers", "mamba2", "cases")
+  assert provenance.holds(record, *case)
+  assert provenance.holds(record, "conversions", "llama", "cases", FIELDS)
+  assert provenance.holds(record, "mixers", "mamba", "tpu", "v5e:2x4")
+  for other in (
+    ("mixers", "mamba", "cases", {"sizes": (3, 6)}),
+    ("mixers", "mamba", "tpu", "v6e:1x1"),
+    ("mixers", "mamba", "start", FIELDS),
+    ("mixers", "mamba2", "cases", FIELDS),
+    ("conversions", "gpt2", "cases", FIELDS),
+  ):
+    assert not provenance.holds(record, *other)
   with monkeypatch.context() as patch:
     patch.setattr(provenance, "versions", lambda: {"jax": "0.1"})
-    assert not provenance.holds(record, "mixers", "mamba", "cases")
+    assert not provenance.holds(record, *case)
   monkeypatch.setattr(provenance, "digest", lambda *args: "edited")
-  assert not provenance.holds(record, "mixers", "mamba", "cases")
+  assert not provenance.holds(record, *case)
 
 
 def test_a_mixer_that_is_gone_takes_its_record_along(tmp_path):

@@ -135,8 +135,7 @@ def features(model, text):
 
 
 def test_unrolled_is_scanned(monkeypatch):
-  c = config("griffin")
-  c.model.depth = 6
+  c = small(pattern=("mingru", "attention"), depth=4)
   model, text = noisy(build(c)), tokens(c)
 
   def run(model):
@@ -212,7 +211,7 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
     "aside": True,
     "embedding": True,
   }
-  c = small(pattern=("mamba", shared) * 2 + ("mamba",), depth=5)
+  c = small(pattern=("mingru", shared) * 2 + ("mingru",), depth=5)
   c.model.channel = "none"
   model, text = noisy(build(c)), tokens(c)
   assert model.trunk.repeats == (1, 2)
@@ -225,7 +224,7 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
     x = e = model.vocab.embed(text)[0]
     first = model.trunk.stack_0.block_0
     first = jax.tree.map(lambda a: a[0], first)
-    x = x + first.mamba(first.norm(x), None, None)[0]
+    x = x + first.mingru(first.norm(x), None, None)[0]
     block = model.trunk.shared_a
     params, _ = arrays.pure(block)
     for i in range(2):
@@ -244,7 +243,7 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
       swiglu.gate[...], swiglu.up[...] = jnp.split(wide, 2, 1)
       a = swiglu(block.channel_norm(y), None, None)[0] @ low.out.weight[...]
       last = own(i, "block_1")
-      x = x + last.mamba(last.norm(x + a), None, None)[0]
+      x = x + last.mingru(last.norm(x + a), None, None)[0]
     return model.norm(x)
 
   close(features(model, text), slow(model))

@@ -1,12 +1,12 @@
-"""Sizes are solved to within 1 % of a budget, for every config."""
+"""Sizes are solved to within 1 % of a budget, for every kind of config."""
 
 import pytest
-from models import CONFIGS, config
+from models import DISTINCT, config
 
 from train import sizes
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_every_config_meets_a_budget(name):
   c = config(name, "small")
   c.model.vocab.size = 256

@@ -1,5 +1,7 @@
 """The one training step: replicates, devices, accumulation, the guard."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,31 +57,36 @@ def test_replicates_may_see_their_own_batches():
     close(one["params"], alone["params"])
 
 
-@pytest.mark.parametrize(
-  ("replicates", "model"), [(0, 1), (0, 2), (8, 1), (3, 2)]
-)
-def test_eight_devices_are_one(replicates, model):
+@functools.cache
+def on_one_device(replicates):
+  """A config, its step, the state before and that after one of it."""
   # Adam's first update is the sign of a gradient: with a small epsilon, what
   # rounding leaves of one that is 0 would be a whole step
   c = quick("experts", batch=8, epsilon=1e-3)
   step = Step(c)
-  if replicates:
-    seeds = tuple(range(replicates))
-    state = step.init(seeds, tuple(1e-3 for _ in seeds))
-  else:
-    state = step.init(0, 1e-3)
-  alone, _ = step.train(jax.tree.map(jnp.copy, state), batch(c))
+  seeds = np.arange(replicates) if replicates else np.zeros((), int)
+  before = jax.device_get(step.init(seeds, np.full(seeds.shape, 1e-3)))
+  after, _ = step.train(before, batch(c))
+  return c, step, before, jax.device_get(after)
+
+
+@pytest.mark.xdist_group("devices")
+@pytest.mark.parametrize(
+  ("replicates", "model"), [(0, 1), (0, 2), (8, 1), (3, 2)]
+)
+def test_eight_devices_are_one(replicates, model):
+  c, step, before, alone = on_one_device(replicates)
   sharding = Sharding(model)
-  spread = sharding.state(state, step.layers)
+  spread = sharding.state(before, step.layers)
   sizes = [x.sharding.num_devices for x in jax.tree.leaves(spread)]
   assert set(sizes) == {8}
   shared = sharding.batch(batch(c), replicates)
   program = step.train.lower(spread, shared).compile()
   together, _ = program(spread, shared)
-  close(jax.device_get(together["params"]), jax.device_get(alone["params"]))
+  close(jax.device_get(together["params"]), alone["params"])
   if model == 1:
-    c.train.batch = 8 if replicates else 1
-    own = programs.expected(step, step.init(0, 1e-3), batch(c))
+    c = quick("experts", batch=8 if replicates else 1)
+    own = programs.expected(step, on_one_device(0)[2], batch(c))
     assert programs.products(program.as_text()) == pytest.approx(own, rel=0.01)
 
 

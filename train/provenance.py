@@ -7,12 +7,12 @@ by `launch.architectures --measure` (time and memory at 2,048 tokens):
 
   {"format": 1,
    "mixers": {NAME: {SECTION: {"hash", "date", "versions", "found"}}},
-   "channels": ...}
+   "channels": ..., "conversions": ...}
 
 A section whose hash is not that of the mixer's file, of what it imports from
 arch, and of what checked it, is stale; a mixer without one is unverified in it.
-The suite does not check again what a section holds of this very code, found
-with these versions.
+A conversion's hash is of all of arch. The suite does not check again what a
+section holds of this very code, found with these versions.
 """
 
 import ast
@@ -39,7 +39,7 @@ from train.platform import ROOT
 
 FILE = ROOT / "docs" / "provenance.json"
 FORMAT = 1
-KINDS = ("mixers", "channels")
+KINDS = ("mixers", "channels", "conversions")
 CHECKS = ("cases", "start", "tpu")  # what a mixer must have
 PARITY = ("tests/test_parity.py", "tests/parity/{kind}/{name}.py")
 PROOFS = {  # the files that check a section
@@ -64,9 +64,34 @@ RECURRENCES = [m.name for m in pkgutil.iter_modules(recurrences.__path__)]
 @functools.cache
 def digest(kind: str, name: str, section: str) -> str:
   """Of the mixer's code and of what checks it, as a section keeps it."""
+  if kind == "conversions":
+    return _hash(conversion(name))
   proofs = (file.format(kind=kind, name=name) for file in PROOFS[section])
   found = {file for file in proofs if (ROOT / file).exists()}
   return _hash(sources(f"arch.{kind}.{name}") | found)
+
+
+def conversion(name: str) -> set[str]:
+  """The files on which what is read from folders of a type depends."""
+  parts = ROOT.glob("arch/**/*.py"), ROOT.glob("train/convert/*.py")
+  found = {str(file.relative_to(ROOT)) for part in parts for file in part}
+  return found | {
+    "configs/__init__.py",
+    "train/checkpoint.py",
+    "train/models.py",
+    f"train/convert/types/{name}.py",
+    "tests/test_convert.py",
+    "tests/convert/__init__.py",
+    f"tests/convert/{name}.py",
+  }
+
+
+def known(kind: str) -> list[str]:
+  """The names that a kind may have records of."""
+  if kind == "conversions":
+    files = (ROOT / "train/convert/types").glob("[a-z]*.py")
+    return sorted(file.stem for file in files)
+  return registry.names(kind)
 
 
 def versions() -> dict[str, str]:
@@ -78,10 +103,17 @@ def versions() -> dict[str, str]:
   }
 
 
-def holds(record: dict, kind: str, name: str, section: str) -> bool:
-  """Whether a section is of this very code and these versions."""
-  entry = record[kind].get(name, {}).get(section)
-  if not entry or not entry["found"]:
+def holds(record: dict, kind: str, name: str, section: str, case) -> bool:
+  """Whether a section has this case, of this very code and these versions.
+
+  Args:
+    case: the `fields` of what was found, or all of it where it has none.
+  """
+  entry = record.get(kind, {}).get(name, {}).get(section)
+  if not entry:
+    return False
+  cases = [f["fields"] if isinstance(f, dict) else f for f in entry["found"]]
+  if json.loads(json.dumps(case)) not in cases:
     return False
   right = entry["hash"] == digest(kind, name, section)
   return right and entry["versions"] == versions()
@@ -164,7 +196,7 @@ def update(found, path=FILE):
     "versions": versions(),
   }
   for (kind, name, section), value in found.items():
-    entry = saved[kind].setdefault(name, {})
+    entry = saved.setdefault(kind, {}).setdefault(name, {})
     value = sorted(value, key=json.dumps)  # workers end in any order
     entry[section] = {
       "hash": digest(kind, name, section),
@@ -172,8 +204,8 @@ def update(found, path=FILE):
       "found": value,
     }
   for kind in KINDS:  # a mixer that is gone takes its record along
-    known = set(registry.names(kind))
-    saved[kind] = {k: saved[kind][k] for k in sorted(saved[kind]) if k in known}
+    own, names = saved.get(kind, {}), set(known(kind))
+    saved[kind] = {k: own[k] for k in sorted(own) if k in names}
   workdir.replace(path, json.dumps(saved, indent=1) + "\n")
 
 

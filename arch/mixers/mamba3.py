@@ -144,7 +144,7 @@ class Mixer(nnx.Module):
     E, H, N, P, R = cfg.E, cfg.H, cfg.state, cfg.head, cfg.R
     state = state or self.init_state(B)
 
-    z, x, b, c, *gates = self.in_proj(u)
+    z, x, b, c, *gates = self.in_proj(u)  # B T E twice, B T RGN twice
     dt, a, lam, angle = (t.astype(jnp.float32) for t in gates)
     dt = jax.nn.softplus(dt + self.dt_bias[...][None, None])  # B T H
     rate = heavy_tail(a) if cfg.heavy_tail else jax.nn.softplus(a)
@@ -159,14 +159,14 @@ class Mixer(nnx.Module):
       state["angle"],
     )
     angle = angle.reshape(B, T, 1, H, -1)
-    k = turn(self.shifted(b, self.B_norm, self.B_bias), angle)
+    k = turn(self.shifted(b, self.B_norm, self.B_bias), angle)  # B T R H N
     q = turn(self.shifted(c, self.C_norm, self.C_bias), angle)
     x = x.reshape(B, T, H, P)
     v = self.values(x)  # B T R H P
 
     now, then = lam * dt, (1 - lam) * dt  # B T H
     old = self.values(state["x"][:, None])[:, 0].astype(jnp.float32)
-    old = chunks.dot("brhn,brhp->bhnp", state["key"], old)
+    old = chunks.dot("brhn,brhp->bhnp", state["key"], old)  # B H N P
     S = state["S"] + then[:, 0, :, None, None] * old
     both = now + jnp.pad(then[:, 1:], ((0, 0), (0, 1), (0, 0)))
     past = (q * jnp.exp(g)[:, :, None, :, None]).astype(v.dtype)
@@ -174,7 +174,7 @@ class Mixer(nnx.Module):
     y, S = gated.chunked(
       past, write, v, g, reset, S, read="past", chunk=64 >> (R - 1).bit_length()
     )
-    y = y.astype(jnp.float32)
+    y = y.astype(jnp.float32)  # B T R H P
     for r in range(R):  # what a token writes it reads with `now` alone
       # of two axes: see layers.normalise
       qk = (q * k[:, :, r : r + 1]).reshape(-1, N).sum(-1)

@@ -1,4 +1,4 @@
-"""Causal softmax attention in tiles, and rotary positions.
+"""Causal softmax attention in tiles.
 
   o_t = sum_s p_ts v_s,  p_ts = softmax_s(q_t . k_s / sqrt(K) + c_t - c_s),
   over the keys s with first_t <= s <= P + t

@@ -217,8 +217,8 @@ def pairs_forward(rows, cols, g, late):
 
 
 def pairs_backward(late, saved, ct):
-  rows, cols, g = saved
-  dA, drowsP, dcolsQ, dtotal = ct
+  rows, cols, g = saved  # each ... C K
+  dA, drowsP, dcolsQ, dtotal = ct  # ... C C, ... C K twice, ... K
   f32 = jnp.float32
   w = jnp.exp(g)
   *inner, (C, P, Q) = products(w)
@@ -229,11 +229,11 @@ def pairs_backward(late, saved, ct):
   last = dtotal * P[..., -1, :]
   for d, c in zip(dcols, cols32, strict=True):
     last += (d * c).sum(-2)
-  dA = [[a[..., None, :, :] for a in row] for row in dA]
+  dA = [[a[..., None, :, :] for a in row] for row in dA]  # ... 1 C C
   for level in inner[::-1]:
     s = level[0]
     scales, left, scale, right = quarters(rows, cols, level, late)
-    dleft = [jnp.zeros(x.shape, f32) for x in left]
+    dleft = [jnp.zeros(x.shape, f32) for x in left]  # ... C/2s s K
     dright = [jnp.zeros(x.shape, f32) for x in right]
     for i, j in itertools.product(range(len(rows)), range(len(cols))):
       low = dA[i][j][..., s:, :s].astype(right[j].dtype)

@@ -12,7 +12,7 @@ the future), memory does not. Where texts are packed each chunk is masked by
 document, which costs as many passes over its diagonal blocks as the fullest of
 them holds documents.
 
-B batch  T time  D width  L length  C chunk  M chunks of each of B
+B batch  T time  D width  L length  C chunk  n chunks  M = B n
 """
 
 import jax
@@ -51,8 +51,8 @@ def chunked(k, s, reset=None, state=None, chunk=64):
   document = jnp.zeros((B, T), jnp.int32)
   if reset is not None:
     document = jnp.cumsum(reset, 1, dtype=jnp.int32)
-  whole = jnp.concatenate([past, s], 1)
-  before = jnp.pad(document, ((0, 0), (past.shape[1], 0)))
+  whole = jnp.concatenate([past, s], 1)  # B P+T D
+  before = jnp.pad(document, ((0, 0), (past.shape[1], 0)))  # B P+T
   last = before == document[:, -1:]
   last = jnp.where(last[..., None], whole, jnp.zeros((), s.dtype))
   new = last[:, T:]
@@ -66,27 +66,28 @@ def chunked(k, s, reset=None, state=None, chunk=64):
   front, end = lags * C - seen, n * C - T
 
   def by_chunk(x, mode="constant"):
+    """B P+T D -> D C B lags+n; D may be 1."""
     x = x[:, x.shape[1] - T - seen :]
     x = jnp.pad(x, ((0, 0), (front, 0), (0, 0)))
     x = jnp.pad(x, ((0, 0), (0, end), (0, 0)), mode=mode)
     return x.reshape(B, lags + n, C, -1).transpose(3, 2, 0, 1)
 
   # B outside the chunks: its shares stay on their devices
-  x = by_chunk(whole.astype(jnp.float32))  # D C B M
+  x = by_chunk(whole.astype(jnp.float32))
   blocks = jnp.pad(
     k[: lags * C + C], ((C, max(0, lags * C + C - len(k))), (0, 0))
   )
-  blocks = blocks.reshape(lags + 2, C, D).swapaxes(1, 2)
-  now = x[..., lags:].reshape(D, C, B * n)
-  matrix = toeplitz(blocks[1])
+  blocks = blocks.reshape(lags + 2, C, D).swapaxes(1, 2)  # lags+2 D C
+  now = x[..., lags:].reshape(D, C, B * n)  # D C M
+  matrix = toeplitz(blocks[1])  # D C C
   if reset is None:
     y = chunks.dot("dji,djm->dim", matrix, now)
   else:
-    document = by_chunk(before[..., None], "edge")  # 1 C B M
-    inside = document[..., lags:].reshape(1, C, B * n)
+    document = by_chunk(before[..., None], "edge")
+    inside = document[..., lags:].reshape(1, C, B * n)  # 1 C M
     y = segmented(matrix, now, inside - inside[:, :1])
     # of the chunks before, only the document at their ends can reach on
-    ends = document[:, -1:]
+    ends = document[:, -1:]  # 1 1 B lags+n
     x *= (document == ends).astype(x.dtype)
 
   @jax.checkpoint

@@ -221,23 +221,24 @@ def convolve(
   M, pad = B * n, n * C - T  # B outside: its shares stay on their devices
   if state is None:
     state = (jnp.zeros((B, D, N), x.dtype),) * 2
-  state = tuple(h.transpose(1, 2, 0) for h in state)
+  state = tuple(h.transpose(1, 2, 0) for h in state)  # D N B
   a = tuple(t[..., None] for t in polar(log_modulus, angle))
   c = c_re[..., None], c_im[..., None]
   power = powers(a, C)  # a^0 ... a^(C - 1): D N C
   later = times(a, power)
 
   def by_chunk(x):
+    """B T D -> D C M; D may be 1."""
     x = jnp.pad(x, ((0, 0), (0, pad), (0, 0)))
     return x.reshape(B, n, C, -1).transpose(3, 2, 0, 1).reshape(-1, C, M)
 
   x = by_chunk(x)
-  matrix = convolution.toeplitz(times(c, power)[0].sum(1))
+  matrix = convolution.toeplitz(times(c, power)[0].sum(1))  # D C C
   if reset is None:
     first = last = jnp.ones((1, C, M), x.dtype)
     y = chunks.dot("dji,djm->dim", matrix, x)
   else:
-    segment = jnp.cumsum(by_chunk(reset[..., None]), axis=1)
+    segment = jnp.cumsum(by_chunk(reset[..., None]), axis=1)  # 1 C M
     first = (segment == 0).astype(x.dtype)
     last = (segment == segment[:, -1:]).astype(x.dtype)
     y = convolution.segmented(matrix, x, segment)
@@ -245,9 +246,9 @@ def convolve(
   x = (x * last).reshape(D, C, B, n)
   x = jnp.concatenate([x[..., :-1], jnp.roll(x[..., -1:], pad, 1)], axis=3)
   x = x.reshape(D, C, M)
-  write = jnp.concatenate(power, axis=1)[..., ::-1]
+  write = jnp.concatenate(power, axis=1)[..., ::-1]  # D 2N C
   add = chunks.dot("dnc,dcm->dnm", write, x)
-  add = add.reshape(D, 2 * N, B, n).transpose(3, 0, 1, 2)
+  add = add.reshape(D, 2 * N, B, n).transpose(3, 0, 1, 2)  # n D 2N B
   passed = first[0, -1].reshape(B, n).T[:, None, None]
 
   def step(h, z, a):
@@ -263,10 +264,10 @@ def convolve(
 
   h, past = jax.lax.scan(full, state, (add[:-1], passed[:-1]))
   past = jnp.concatenate([past, jnp.concatenate(h, axis=1)[None]])
-  past = past.transpose(1, 2, 3, 0).reshape(D, 2 * N, M)
+  past = past.transpose(1, 2, 3, 0).reshape(D, 2 * N, M)  # what chunks read
   state = step(h, (add[-1], passed[-1]), part)
   read = times(c, later)
-  read = jnp.concatenate([read[0], -read[1]], axis=1)
+  read = jnp.concatenate([read[0], -read[1]], axis=1)  # D 2N C
   y += first * chunks.dot("dnc,dnm->dcm", read, past)
   y = y.reshape(D, C, B, n).transpose(2, 3, 1, 0).reshape(B, n * C, D)
   return y[:, :T], tuple(h.transpose(2, 0, 1) for h in state)

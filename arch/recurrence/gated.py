@@ -64,7 +64,7 @@ def chunked(
   C = chunks.size(T, chunk)
   s = v.shape[2] if v.ndim == 5 else 1
   late, one = read != "after", g.ndim == 3
-  S = fresh(k, v) if state is None else state
+  S = fresh(k, v) if state is None else state  # B H K V
   g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
   reads = chunks.where_reset(reset, 0, q) if late else q
   # the s tokens of a step are rows of the chunk
@@ -95,7 +95,7 @@ def chunked(
     q, k, v, g = x
     past = S.astype(v.dtype)
     if one:
-      D, P, Q = chunks.decays(g)
+      D, P, Q = chunks.decays(g)  # m r C C, and m r C 1 twice
       total = P[..., -1:, :]
       if late:
         D, P = chunks.later(D, 0), chunks.later(P, 1)
@@ -104,12 +104,12 @@ def chunked(
         P, Q = (jnp.repeat(x, s, -2) for x in (P, Q))
       A = spread(dot("{m}ik,{m}jk->{m}ij", q, k), D) * D
       o = P * dot("{m}ik,{h}kv->{h}iv", q, past)
-      new = dot("{m}ck,{h}cv->{h}kv", k, chunks.scaled(v, Q))
+      new = dot("{m}ck,{h}cv->{h}kv", k, chunks.scaled(v, Q))  # m r K V
     else:
       q, k = spread(q, g), spread(k, g)
       ((A,),), (q,), (k,), total = chunks.pairs((q,), (k,), g, (late,))
       total = total[..., None]
-      o = dot("{h}ik,{h}kv->{h}iv", q, past)
+      o = dot("{h}ik,{h}kv->{h}iv", q, past)  # m r C V
       new = dot("{h}ck,{h}cv->{h}kv", k, v)
     o += dot("{h}ij,{h}jv->{h}iv", A.astype(v.dtype), v)
     return total * S + new, o.astype(v.dtype)

@@ -77,13 +77,13 @@ def chunked(q, k, v, g, scale, b=None, reset=None, state=None, chunk=64):
   b = None if b is None else chunks.where_reset(reset, 0, b)
   rows = jnp.broadcast_to(at[..., None], (B, T, H))
   xs = q, k, v, g, scale.astype(jnp.float32), rows, b
-  xs = jax.tree.map(lambda x: chunks.cut(x, C), xs)
+  xs = jax.tree.map(lambda x: chunks.cut(x, C), xs)  # n m C ...
 
   def dot(formula, x, y):
     return chunks.dot(formula, x.astype(v.dtype), y.astype(v.dtype))
 
   def step(carry, x, first=False, final=False):
-    S, past = carry
+    S, past = carry  # m K N V; W m C K, v m C V and at m C of the chunk before
     q, k, v, g, scale, at, b = x
     A, reads, W, through = within(q, k, g, b, R, dot)
     o = dot("mij,mjv->miv", A * select(scale, between(at, at)), v)
@@ -92,9 +92,9 @@ def chunked(q, k, v, g, scale, b=None, reset=None, state=None, chunk=64):
       A *= select(scale, between(at, past[2]))
       o += dot("mij,mjv->miv", A, past[1])
     level = jnp.arange(0 if first else low, N)[None, None] + 1
-    level = jnp.maximum(level, between(at, at[:, :1]))
+    level = jnp.maximum(level, between(at, at[:, :1]))  # m C N
     parts = dot("mik,mkx->mix", reads, S.reshape(*S.shape[:2], -1))
-    parts = parts.reshape(*level.shape, -1)
+    parts = parts.reshape(*level.shape, -1)  # m C N V
     o += (select(scale, level)[..., None] * parts).sum(2)
 
     # what this chunk read and wrote, to the states that it leaves behind

@@ -59,13 +59,14 @@ def extend(ring, new, reset, *, alone):
   whole, past = new, 0
   if not alone:
     past = L
-    old = {
+    old = {  # B L G W, the oldest first
       name: roll(jnp.einsum("bglw->blgw", x), -ring["position"], 0)
       for name, x in things(ring).items()
     }
     whole = {name: jnp.concatenate([old[name], new[name]], 1) for name in new}
 
-  start = -ring["seen"][:, None]  # of t's document, a token of this call is 0
+  # B T, where t's document starts; a token of this call is 0
+  start = -ring["seen"][:, None]
   if reset is not None:
     start = jax.lax.cummax(jnp.where(reset, jnp.arange(T)[None], start), 1)
   first = None
@@ -76,6 +77,7 @@ def extend(ring, new, reset, *, alone):
   short = max(0, L - past - T)
 
   def keep(x):
+    """B S G W -> B G L W."""
     x = jnp.pad(x[:, -L:], ((0, 0), (short, 0), (0, 0), (0, 0)))
     return roll(jnp.einsum("blgw->bglw", x), position, 1)
 

@@ -94,7 +94,7 @@ def chunked(q, k, v, rate, momentum, keep, W, reset=None, state=None, size=16):
   xs = [x.astype(jnp.float32) for x in (q, k, v, rate, momentum, keep)]
   places = at % size == 0, at == 0, jnp.ones((B, T), bool)
   xs += [jnp.broadcast_to(x[..., None], (B, T, H)) for x in places]
-  xs = [chunks.cut(x, C) for x in xs]
+  xs = [chunks.cut(x, C) for x in xs]  # n m C ...
   W = [jnp.tile(w, (B, 1, 1)) for w in W]  # m K J
 
   def rows(x, M):
@@ -105,15 +105,16 @@ def chunked(q, k, v, rate, momentum, keep, W, reset=None, state=None, size=16):
 
   @jax.checkpoint
   def step(carry, x):
-    G, M, S = carry
+    G, M, S = carry  # each a tuple as W, with m before
     q, k, v, rate, momentum, keep, new, first, real = x
     if reset is None:
       first = jnp.zeros_like(first)  # W is in the state
-    # of the mini-batch from before; of a document that starts here
+    # of the mini-batch from before; of a document that starts here: m C 1
     old = (jnp.cumsum(new, 1) == 0)[..., None]
-    own = (jnp.cumsum(first, 1) > 0)[..., None]
+    begun = (jnp.cumsum(first, 1) > 0)[..., None]
     # M_i = whole_i M_0 + fresh_i W + push_i S_0 + the sum over j of
-    # sums_ij given_j^T step_j, and S_i = slow_i S_0 + that of slows_ij
+    # sums_ij given_j^T step_j, and S_i = slow_i S_0 + that of slows_ij: sums,
+    # slows m C C, the others m C 1
     keeps, whole, _ = chunks.decays(jnp.where(first, -jnp.inf, keep))
     slows, slow, _ = chunks.decays(jnp.where(first, -jnp.inf, momentum))
     fresh = rows(keeps, jnp.where(first, jnp.exp(keep), 0)[..., None])
@@ -121,12 +122,12 @@ def chunked(q, k, v, rate, momentum, keep, W, reset=None, state=None, size=16):
     push, sums = rows(keeps, slow), rows(keeps, slows)
 
     def learn(read):
-      given, error = gradient(k, v, read, widths)
+      given, error = gradient(k, v, read, widths)  # m C K, m C J, ...
       return given, [-rate[..., None] * e for e in error]
 
     def before(n, x):
       y = rows(x, G[n])
-      return y if reset is None else jnp.where(own, rows(x, W[n]), y)
+      return y if reset is None else jnp.where(begun, rows(x, W[n]), y)
 
     given, steps = learn(before)
     # M at the end of the mini-batch from before, if the next one starts here
@@ -135,32 +136,32 @@ def chunked(q, k, v, rate, momentum, keep, W, reset=None, state=None, size=16):
       jnp.where(cut, chunks.later(x, x0), 0).sum(1)[..., None]
       for x, x0 in ((whole, 1), (push, 0), (sums, 0))
     )
-    middle = [
+    middle = [  # m K J, m J J, ...
       whole_ * M[n] + push_ * S[n] + write(given[n], sums_ * steps[n])
       for n in range(depth)
     ]
     late = learn(lambda n, x: rows(x, middle[n]))
     given, steps = jax.tree.map(
-      lambda x, y: jnp.where(old | own, x, y), (given, steps), late
+      lambda x, y: jnp.where(old | begun, x, y), (given, steps), late
     )
 
     def after(n, x):
       y = whole * rows(x, M[n]) + push * rows(x, S[n])
       if reset is not None:
         y += fresh * rows(x, W[n])
-      seen = sums * chunks.dot("mij,mkj->mik", x, given[n])
+      seen = sums * chunks.dot("mij,mkj->mik", x, given[n])  # m C C
       return y + rows(seen, steps[n])
 
     def end(weights, n):
       return write(given[n], weights[:, -1][..., None] * steps[n])
 
     o, _ = network(q, after, depth)
-    old, own, whole, fresh, push, slow = (
-      x[:, -1:] for x in (old, own, whole, fresh, push, slow)
+    old, begun, whole, fresh, push, slow = (  # at the chunk's end: m 1 1
+      x[:, -1:] for x in (old, begun, whole, fresh, push, slow)
     )
     new_G, new_M, new_S = [], [], []
     for n in range(depth):
-      later = jnp.where(own, W[n], middle[n])
+      later = jnp.where(begun, W[n], middle[n])
       new_G.append(jnp.where(old, G[n], later))
       past = whole * M[n] + fresh * W[n] + push * S[n]
       new_M.append(past + end(sums, n))

@@ -73,7 +73,7 @@ def chunked(q, k, v, rate, share, W, scale, bias, reset=None, state=None):
   state, places = begin(k, v, share, W, reset, state)
   places = (jnp.broadcast_to(x[..., None], (B, T, H)) for x in places)
   xs = [x.astype(f32) for x in (q, k, v, rate)]
-  xs = [chunks.cut(x, C) for x in (*xs, *places)]
+  xs = [chunks.cut(x, C) for x in (*xs, *places)]  # n m C ...
   init = jnp.tile(W, (B, 1, 1))  # m K V
   scale, bias = (jnp.tile(x, (B, 1))[:, None] for x in (scale, bias))
   causal = jnp.tril(jnp.ones((C, C), bool))[None]
@@ -86,25 +86,26 @@ def chunked(q, k, v, rate, share, W, scale, bias, reset=None, state=None):
 
   @jax.checkpoint
   def step(carry, x):
-    W, dW = carry
+    W, dW = carry  # m K V
     q, k, v, rate, share_t, new, first = x
     share_t, rk = share_t[..., None], rate[..., None] * k
     part = jnp.cumsum(new, 1)  # 0 for the mini-batch from before
-    old = (part == 0)[..., None]
+    old = (part == 0)[..., None]  # m C 1
     mine = part == part[:, -1:]
-    z, past = read(k, W), read(q, W) - share_t * read(q, dW)
+    z, past = read(k, W), read(q, W) - share_t * read(q, dW)  # m C V
     if reset is not None:
-      own = (jnp.cumsum(first, 1) > 0)[..., None]
-      z = jnp.where(own, read(k, init), z)
+      begun = (jnp.cumsum(first, 1) > 0)[..., None]
+      z = jnp.where(begun, read(k, init), z)
     e = error(z, v, scale, bias)
     after = W - share[-1] * (dW + write(jnp.where(old, rk, 0), e))
     z, now = read(k, after), read(q, after)
     late = error(z, v, scale, bias)
     if reset is not None:
-      late, now = jnp.where(own, e, late), jnp.where(own, read(q, init), now)
-      after = jnp.where(own[:, -1:], init, after)
+      late = jnp.where(begun, e, late)
+      now = jnp.where(begun, read(q, init), now)
+      after = jnp.where(begun[:, -1:], init, after)
     e, z = jnp.where(old, e, late), jnp.where(old, past, now)
-    same = causal & (part[:, :, None] == part[:, None])
+    same = causal & (part[:, :, None] == part[:, None])  # m C C
     A = jnp.where(same, chunks.dot("mik,mjk->mij", q, rk), 0)
     z -= share_t * chunks.dot("mij,mjv->miv", A, e)
     W = jnp.where(old[:, -1:], W, after)
