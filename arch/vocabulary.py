@@ -77,15 +77,13 @@ class Vocab(nnx.Module):
     self.cfg, self.size = readout, readout.size
     self.embedding = find("vocab", named["input"]).Table(table, rngs=rngs)
     self.readout = find("vocab", named["output"]).Readout(readout, rngs=rngs)
-    if readout.tied:
-      wide = self.readout.tied_to
-      rows = self.embedding.rows
-      if rows is None or rows.shape[1] != wide:
-        has = "no rows" if rows is None else f"rows of {rows.shape[1]}"
-        raise ValueError(
-          f"{readout.where}: tied=True wants a table with rows of {wide} "
-          f"numbers, and {table.where} has {has}: give tied=False"
-        )
+    if readout.tied and self.embedding.lends != self.readout.borrows:
+      wants, has = self.readout.borrows, self.embedding.lends
+      raise ValueError(
+        f"{readout.where}: tied=True wants a table with "
+        f"{wants or 'something to read, which it cannot'}, and {table.where} "
+        f"has {has or 'nothing to lend'}: give tied=False"
+      )
     rows = nnx.initializers.normal(0.02)
     self.positions = (
       Embedding(rows(rngs.params(), (cfg.positions, cfg.dim)))
@@ -133,8 +131,8 @@ class Vocab(nnx.Module):
   @property
   def params(self):
     """What the readout's functions read and what learns."""
-    rows = self.embedding.rows[...][: self.size] if self.cfg.tied else None
-    return self.readout.params(rows)
+    lent = self.embedding.lent() if self.cfg.tied else None
+    return self.readout.params(lent)
 
   @property
   def held(self):

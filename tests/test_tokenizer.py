@@ -18,7 +18,8 @@ from tokenizers import (
   processors,
 )
 
-from train import corpus, tokenizer
+from train import corpus, tokenizer, workdir
+from train.corpus import Split
 
 
 def test_bytes_tokenizer(tmp_path):
@@ -300,3 +301,35 @@ def test_words_that_hold_line_feeds_are_not_cut(plain, monkeypatch):
   for text in (json.dumps(spec), edited(plain, {"added_tokens": across})):
     bpe = tokenizer.BPE(text)
     assert b"b\na" in [bpe.decode([i]) for i in bpe.encode(b"b\nab\nab\na")]
+
+
+def test_symbols_are_numbered_by_frequency():
+  text = b"aab ab hello.\nworld;\nabc\n" * 50
+  split = Split.of([text, b"aab"])
+  learnt = tokenizer.BPE.train(split.documents(), 290)
+  found = learnt.by_frequency(split)
+  ids, first = found.encode_all(split)
+  counts = np.bincount(ids, minlength=found.vocab)
+  assert np.all(np.diff(counts) <= 0) and counts[0] > counts[20] > 0
+  assert sorted(found.pieces) == sorted(learnt.pieces)
+  before, same_first = learnt.encode_all(split)
+  assert np.any(before != ids) and np.array_equal(first, same_first)
+  assert [found.pieces[i] for i in ids] == [learnt.pieces[i] for i in before]
+  assert found.by_frequency(split).text == found.text
+
+
+def test_a_trained_run_keeps_its_tokeniser(tmp_path):
+  one, other = (
+    tokenizer.BPE.train([text * 50], 270) for text in (b"abcab", b"cdecd")
+  )
+  file = tmp_path / tokenizer.FILE
+  one.save(file)
+  other.save(file)  # nothing is trained yet
+  (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+  assert workdir.holds(tmp_path)
+  other.save(file)
+  with pytest.raises(
+    ValueError, match="another tokeniser.*nothing was changed"
+  ):
+    one.save(file)
+  assert tokenizer.load(file).text == other.text

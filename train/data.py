@@ -319,9 +319,10 @@ def _bpe(source: corpus.Corpus, vocab: int, progress: Progress):
       f"{len(train.bytes) / 1e6:.1f} MB"
     )
     learnt = tokenizer.BPE.train(train.documents(), vocab)
-    learnt.save(folder / tokenizer.FILE)
+    learnt.by_frequency(train).save(folder / tokenizer.FILE)
 
-  folder = cache.kept(f"bpe-{source.hash[:32]}-{vocab}", fill, progress)
+  key = f"bpe-by-frequency-{source.hash[:32]}-{vocab}"
+  folder = cache.kept(key, fill, progress)
   return tokenizer.load(folder / tokenizer.FILE)
 
 

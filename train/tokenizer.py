@@ -47,6 +47,7 @@ class Bytes:
     return bytes(map(int, ids))
 
   def save(self, path: pathlib.Path):
+    """ValueError where a trained run has another."""
     _save(path, json.dumps({"model": {"type": "bytes"}}))
 
 
@@ -108,6 +109,17 @@ class BPE:
       one.submit(bpe.train_from_iterator, texts, trainer).result()
     return cls(bpe.to_str())
 
+  def by_frequency(self, split: Split) -> "BPE":
+    """The same symbols, numbered by how often a split has them, most first."""
+    counts = np.bincount(self.encode_all(split)[0], minlength=self.vocab)
+    order = np.argsort(-counts, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    spec = json.loads(self.text)
+    named = spec["model"]["vocab"]
+    spec["model"]["vocab"] = {k: int(place[i]) for k, i in named.items()}
+    return type(self)(json.dumps(spec, ensure_ascii=False))
+
   @property
   def vocab(self) -> int:
     return len(self.pieces)
@@ -164,14 +176,22 @@ class BPE:
     return b"".join(self.pieces[i] for i in ids)
 
   def save(self, path: pathlib.Path):
+    """ValueError where a trained run has another."""
     _save(path, self.text)
 
 
 def _save(path, text: str):
   """A run that goes on leaves the file as it is."""
   path = pathlib.Path(path)
-  if not path.exists() or path.read_text(encoding="utf-8") != text:
-    workdir.replace(path, text)
+  if path.exists() and path.read_text(encoding="utf-8") == text:
+    return
+  if path.exists() and workdir.holds(path.parent):
+    raise ValueError(
+      f"{path} is another tokeniser than the data have here, as other versions "
+      "learn it: go on with the version that began the run, or give another "
+      "--workdir; nothing was changed"
+    )
+  workdir.replace(path, text)
 
 
 def load(path: pathlib.Path, size: int = 0) -> Bytes | BPE:

@@ -8,16 +8,19 @@ both; arch/vocabulary.py joins one of each.
   nats(cfg, params, held, x, targets)         C D and C int32 -> C float32
 
 A readout's functions are pure: what they read is handed over, so that the loss
-can go through C positions at a time (arch/losses.py).
+can go through C positions at a time (arch/losses.py). A file that makes rows of
+fewer numbers has a class Rows, and both ways by MadeTable and MadeReadout.
 
 B batch  T time  D width  V symbols  C positions in a chunk
 """
 
 import dataclasses
 
+import jax.numpy as jnp
 from flax import nnx
 
-from arch import losses
+from arch import config, losses
+from arch.product import product
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,21 +43,29 @@ class Config:
     if self.size < 2:
       raise ValueError(f"{self.where}: size={self.size}, needs 2 or more")
 
+  at_least = config.Config.at_least
+  among = config.Config.among
+
+  @property
+  def name(self):
+    """The file's."""
+    return type(self).__module__.rpartition(".")[2]
+
   @property
   def where(self):
     """How an error names the file: `vocabulary full`."""
-    return f"vocabulary {type(self).__module__.rpartition('.')[2]}"
+    return f"vocabulary {self.name}"
 
 
 class Table(nnx.Module):
   """Symbols in; made as Table(cfg, rngs=rngs).
 
   Attributes:
-    rows: V + 1 rows, an array of role Embedding, which a tied readout reads;
-      None where there are none that it could.
+    lends: what a tied readout may read, in words, which it has to borrow in
+      the same; None for nothing.
   """
 
-  rows = None
+  lends = None
 
   def init_state(self, batch: int) -> dict:
     """Before any token; a dict of arrays, batch first."""
@@ -65,6 +76,10 @@ class Table(nnx.Module):
     a token that does not exist."""
     raise NotImplementedError
 
+  def lent(self):
+    """That, a pytree of arrays."""
+    raise NotImplementedError
+
 
 class Readout(nnx.Module):
   """Symbols out, as a distribution over V; made as Readout(cfg, rngs=rngs).
@@ -73,17 +88,17 @@ class Readout(nnx.Module):
     held: constants that the functions read, a pytree of arrays.
     wide: how many numbers a position holds on the way to its nats, which sets
       how many positions a chunk of the loss has.
-    tied_to: width of the rows of a table that it can read; None for none.
+    borrows: what it reads of a table that it is tied to; None if it cannot be.
   """
 
   held = ()
-  tied_to = None
+  borrows = None
 
-  def params(self, rows):
+  def params(self, lent):
     """What the functions read and what learns, a pytree of float arrays.
 
     Args:
-      rows: the table's, without the start symbol's, if tied; else None.
+      lent: the table's, if tied; else None.
     """
     raise NotImplementedError
 
@@ -96,3 +111,66 @@ class Readout(nnx.Module):
   def nats(cls, cfg, params, held, x, targets):
     """-log p of the targets, C float32."""
     return losses.nll(cls.logits(cfg, params, held, x), targets)
+
+
+class Rows(nnx.Module):
+  """V + 1 rows that are made of fewer numbers; made as
+  Rows(cfg, std, rngs=rngs), with rows of about that standard deviation."""
+
+  def arrays(self) -> dict:
+    """Its parameters, by name."""
+    found = {k: p for k, p in vars(self).items() if isinstance(p, nnx.Param)}
+    return {name: p[...] for name, p in found.items()}
+
+  @classmethod
+  def of(cls, cfg, arrays, ids):
+    """The rows of these symbols, ... -> ... D in float32."""
+    raise NotImplementedError
+
+  @classmethod
+  def all(cls, cfg, arrays):
+    """V D, without the start symbol's."""
+    return cls.of(cfg, arrays, jnp.arange(cfg.size))
+
+
+class MadeTable(Table):
+  """Looks up rows of a class `Rows`."""
+
+  def __init__(self, cfg, *, rngs):
+    self.cfg, self.lends = cfg, f"rows of {cfg.name}"
+    # as in arch/vocab/full.py
+    std = min(0.02, 1 / cfg.dim) if cfg.tied else 1.0
+    self.rows = self.Rows(cfg, std, rngs=rngs)
+
+  def __call__(self, tokens, reset, state):
+    rows = self.Rows.of(self.cfg, self.rows.arrays(), tokens)
+    there = (tokens >= 0) & (tokens <= self.cfg.size)
+    return jnp.where(there[..., None], rows, jnp.nan).astype(self.cfg.dtype), {}
+
+  def lent(self):
+    return self.rows.arrays()
+
+
+class MadeReadout(Readout):
+  """logits(x) = x R^T, R the rows of a class `Rows`: made anew for each chunk,
+  so that neither they nor their gradient are kept."""
+
+  def __init__(self, cfg, *, rngs):
+    self.wide, self.borrows = cfg.size, f"rows of {cfg.name}"
+    if not cfg.tied:
+      self.rows = self.Rows(cfg, 0.02, rngs=rngs)
+
+  def params(self, lent):
+    return self.rows.arrays() if lent is None else lent
+
+  @classmethod
+  def logits(cls, cfg, params, held, x):
+    rows = cls.Rows.all(cfg, params).astype(x.dtype)
+    return product("cd,vd->cv", x, rows)
+
+
+def mixed(x):
+  """A bijection of uint32 that no digit of x shows in: murmur3's last step."""
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)

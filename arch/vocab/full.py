@@ -43,7 +43,7 @@ class Config(vocab.Config):
 
 class Table(vocab.Table):
   def __init__(self, cfg, *, rngs):
-    self.cfg = cfg
+    self.cfg, self.lends = cfg, f"rows of {cfg.dim} numbers"
     # Tied, the readout sees x of unit size. Where x only holds its own
     # symbol's row, that symbol's logit is std * dim: this keeps it at 1.
     std = min(0.02, 1 / cfg.dim) if cfg.tied else 1.0
@@ -54,16 +54,19 @@ class Table(vocab.Table):
     rows = jnp.take(self.rows[...], tokens, axis=0)
     return (rows * self.cfg.scale).astype(self.cfg.dtype), {}
 
+  def lent(self):
+    return self.rows[...][: self.cfg.size]
+
 
 class Readout(vocab.Readout):
   def __init__(self, cfg, *, rngs):
-    self.wide, self.tied_to = cfg.size, cfg.dim
+    self.wide, self.borrows = cfg.size, f"rows of {cfg.dim} numbers"
     if not cfg.tied:
       rows = nnx.initializers.normal(0.02)
       self.rows = Embedding(rows(rngs.params(), (cfg.size, cfg.dim)))
 
-  def params(self, rows):
-    return self.rows[...] if rows is None else rows
+  def params(self, lent):
+    return self.rows[...] if lent is None else lent
 
   @classmethod
   def logits(cls, cfg, params, held, x):

@@ -48,7 +48,7 @@ class Config(full.Config):
 
 class Table(full.Table):
   def __init__(self, cfg, *, rngs):
-    self.cfg = cfg
+    self.cfg, self.lends = cfg, f"rows of {cfg.K} numbers"
     rows = nnx.initializers.normal(SMALL)
     self.rows = Embedding(rows(rngs.params(), (cfg.size + 1, cfg.K)))
     self.widen = Matrix(fan_in(1 / SMALL)(rngs.params(), (cfg.K, cfg.dim)))
@@ -60,14 +60,14 @@ class Table(full.Table):
 
 class Readout(full.Readout):
   def __init__(self, cfg, *, rngs):
-    self.wide, self.tied_to = cfg.size, cfg.K
+    self.wide, self.borrows = cfg.size, f"rows of {cfg.K} numbers"
     self.narrow = Matrix(fan_in()(rngs.params(), (cfg.dim, cfg.K)))
     if not cfg.tied:
       rows = nnx.initializers.normal(SMALL)
       self.rows = Embedding(rows(rngs.params(), (cfg.size, cfg.K)))
 
-  def params(self, rows):
-    return self.narrow[...], super().params(rows)
+  def params(self, lent):
+    return self.narrow[...], super().params(lent)
 
   @classmethod
   def logits(cls, cfg, params, held, x):
