@@ -147,9 +147,9 @@ def variant(
 ) -> ml_collections.ConfigDict:
   """The config of NAME[:FIELD=VALUE]..., `small` but for these fields.
 
-  A FIELD is a path below `model`, as --config has it, or the name of a field of
-  the model, its mixers or channel mixers, where only one of them has it, or
-  else of its vocabulary.
+  A FIELD is a path below `model`, as --config has it, data.tokenizer or
+  data.vocab, or the name of a field of the model, its mixers or channel mixers,
+  where only one of them has it, or else of its vocabulary.
 
   Args:
     settings: FIELD=VALUE, before its own; may be of `train`, too.
@@ -160,9 +160,9 @@ def variant(
   name, *own = given.split(":")
   c = load(name).unlock()
   for setting in settings:
-    put(c, name, setting, ("model", "train"))
+    put(c, name, setting, ("model", "train", "data"))
   for setting in own:
-    put(c, name, setting, ("model",))
+    put(c, name, setting, ("model", "data"))
   return c.lock()
 
 
@@ -178,6 +178,8 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
   part, _, rest = path.partition(".")
   if part == "train" and part in parts and rest in FLAGS:
     raise ValueError(f"{path} is set by {FLAGS[rest]}")
+  if part == "data" and rest not in ("tokenizer", "vocab"):
+    raise ValueError(f"{path} is set by --data")
   if path == "model.length":
     raise ValueError(f"{path} is set by {FLAGS['length']}")
   if path == "model.vocab.size":

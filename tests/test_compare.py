@@ -380,6 +380,25 @@ def test_settings_are_of_every_arm():
       configs.several(["mamba", "mamba2"], [setting])
 
 
+def test_arms_may_read_other_symbols(folder, tmp_path):
+  archs = ["mingru", "mingru:data.tokenizer=bpe:input=ngram:output=adaptive"]
+  settings = ("data.vocab=270",)
+  made = compare.Comparison(
+    configs.several(archs, settings),
+    plan(folder, settings=settings),
+    tmp_path / "w",
+    say=lambda line: None,
+  )
+  (one, of_bytes), (other, of_bpe) = made.configs.values()
+  assert (of_bytes.vocab, of_bpe.vocab) == (256, 270)
+  assert (one.data.tokenizer, other.data.tokenizer) == ("bytes", "bpe")
+  for field, by in (("name='a'", "--data"), ("documents=False", "--data")):
+    with pytest.raises(ValueError, match=f"is set by {by}"):
+      configs.several(["mingru"], [f"data.{field}"])
+  with pytest.raises(ValueError, match="no field 'data.tokeniser'|set by"):
+    configs.several(["mingru"], ["data.tokeniser=bpe"])
+
+
 def test_whole_numbers_of_settings_may_be_written_as_rates():
   (cfg,) = configs.several(["mamba2"], ["train.warmup=2e1"]).values()
   assert cfg.train.warmup == 20 and type(cfg.train.warmup) is int
