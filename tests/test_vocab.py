@@ -302,6 +302,31 @@ def test_any_way_in_goes_with_any_way_out(pair):
     assert np.any(np.asarray(g) != 0), jax.tree_util.keystr(path)
 
 
+@in_and_out
+def test_bfloat16_is_what_a_model_of_it_sees(pair):
+  vocab = nnx.eval_shape(lambda: make(pair, tied=False, dtype="bfloat16"))
+  tokens = jnp.zeros((4, 9), jnp.int32)
+  _, targets, weights = data(4, 9, 6, 13)
+
+  def run(vocab):
+    x, _ = vocab.embed(tokens)
+    nats, right = vocab.score(x, targets)
+    return vocab.loss(x, targets, weights), (x, vocab.logits(x), nats)
+
+  with jax.numpy_dtype_promotion("strict"):
+    (loss, found), gradient = jax.eval_shape(
+      jax.value_and_grad(run, has_aux=True), vocab
+    )
+  assert [a.dtype.name for a in (loss, *found)] == [
+    "float32",
+    "bfloat16",
+    "float32",
+    "float32",
+  ]
+  for path, g in nnx.to_flat_state(nnx.state(gradient)):
+    assert g.dtype == jnp.float32, path
+
+
 def test_what_cannot_be_tied_is_refused():
   with pytest.raises(
     ValueError, match="lowrank: tied.*rows of 2 .*full has rows of 6"
@@ -397,8 +422,7 @@ def test_a_tied_table_learns_from_both_uses(name):
   assert all(map(np.all, both.values()))
 
 
-@pytest.mark.parametrize("size", [2, 256])
-@pytest.mark.parametrize("dim", [16, 1024])
+@pytest.mark.parametrize(("dim", "size"), [(16, 256), (1024, 2)])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", BOTH)
 def test_starts_near_uniform_even_without_blocks(name, tied, dim, size):
