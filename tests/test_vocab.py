@@ -299,7 +299,8 @@ def test_any_way_in_goes_with_any_way_out(pair):
   loss, gradient = graded(vocab)
   assert abs(loss - untaught(vocab, targets, weights)) < 0.5
   for path, g in jax.tree.leaves_with_path(nnx.state(gradient)):
-    assert np.any(np.asarray(g) != 0), jax.tree_util.keystr(path)
+    g = np.asarray(g)
+    assert np.all(np.isfinite(g)) and np.any(g), jax.tree_util.keystr(path)
 
 
 @in_and_out
@@ -501,16 +502,17 @@ def test_compositional_is_its_formula(operation):
     close(row, np.prod(pair, 0) if operation == "product" else sum(pair), 1e-6)
 
 
+def mix(x):
+  x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
+  x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
+  return x ^ x >> 16
+
+
 def test_hashed_is_its_formula():
   vocab = make("hashed", hashes=3, buckets=4, size=13)
   own = read(vocab.embedding)
   weights = np.random.default_rng(0).normal(size=(14, 3))
   vocab.embedding.rows.weights[...] = jnp.asarray(weights, jnp.float32)
-
-  def mix(x):
-    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
-    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
-    return x ^ x >> 16
 
   seeds = np.random.default_rng(0).integers(2**32, size=3)
   chosen = [
@@ -595,11 +597,6 @@ def test_ngrams_are_those_of_a_loop(width):
   reset = np.zeros((2, 7), bool)
   reset[1, 4] = True
 
-  def mix(x):
-    x = (x ^ x >> 16) * 0x85EBCA6B % 2**32
-    x = (x ^ x >> 13) * 0xC2B2AE35 % 2**32
-    return x ^ x >> 16
-
   x, state = vocab.embed(jnp.asarray(tokens), jnp.asarray(reset))
   for b, text in enumerate(tokens):
     begin = 0
@@ -613,6 +610,27 @@ def test_ngrams_are_those_of_a_loop(width):
         row += gram @ own[f"widen_{n}"] if width else gram
       close(x[b, t], row, 1e-5)
   assert np.array_equal(state["last"], tokens[:, -2:])
+
+
+def test_a_band_reads_its_own_symbols():
+  """Three, of which each is asked for the symbols of the others."""
+  vocab = make(
+    ("adaptive", "full"), dim=8, size=40, cutoffs=(3, 15), tied=False
+  )
+  tables = [getattr(vocab.embedding, f"from_{a}") for a in (0, 3, 15)]
+  assert [t.rows.shape for t in tables] == [(3, 8), (12, 2), (26, 1)]
+  first, *rest = (t.rows[...] for t in tables)
+  rows = [r @ t.widen[...] for r, t in zip(rest, tables[1:], strict=True)]
+  tokens = jnp.arange(-1, 42)[None]
+  x = vocab.embed(tokens)[0][0]
+  close(x[1:-1], jnp.concatenate([first, *rows]), 1e-6)
+  assert np.all(np.isnan(x[np.array([0, -1])]))
+
+  def total(vocab):
+    return jnp.sum(jnp.sin(vocab.embed(tokens[:, 1:-1])[0]))
+
+  for path, g in nnx.to_flat_state(nnx.state(jax.grad(total)(vocab).embedding)):
+    assert np.all(np.isfinite(g[...])) and np.any(g[...]), path
 
 
 @pytest.mark.parametrize("factor", [2, 4])
@@ -657,8 +675,15 @@ def test_adaptive_is_torchs(factor):
     ("compositional", {"operation": "mult"}, "operation='mult'.*product"),
     ("hashed", {"hashes": 0}, "hashes=0 must be at least 1"),
     ("tensor_train", {"rank": 0}, "rank=0 must be at least 1"),
-    ("adaptive", {"cutoffs": (5, 7)}, r"cutoffs=\(5, 7\) must cut the 13 sym"),
-    ("adaptive", {"cutoffs": (13,)}, r"cutoffs=\(13,\) must cut .* 3 or more"),
+    (
+      "adaptive",
+      {"cutoffs": (5, 7)},
+      r"cutoffs=\(5, 7\) must .* cut the 13 sym",
+    ),
+    ("adaptive", {"cutoffs": (13,)}, r"cutoffs=\(13,\) must .* of 3 or more"),
+    ("adaptive", {"cutoffs": 5}, "cutoffs=5 must be whole numbers that cut"),
+    ("adaptive", {"cutoffs": (5, "b")}, "'b'.* must be whole numbers"),
+    ("adaptive", {"cutoffs": (5.5,)}, "must be whole numbers"),
     (("full", "mixture"), {"softmaxes": 0}, "softmaxes=0 must be at least 1"),
     (("ngram", "full"), {"order": 1}, "order=1 must be at least 2"),
   ],

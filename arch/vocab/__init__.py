@@ -170,7 +170,7 @@ class MadeReadout(Readout):
 
 
 def mixed(x):
-  """A bijection of uint32 that no digit of x shows in: murmur3's last step."""
+  """A bijection of uint32 that scatters near numbers: murmur3's last step."""
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)

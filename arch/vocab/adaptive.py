@@ -29,7 +29,8 @@ from arch.vocab import full, lowrank
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(vocab.Config):
-  """Raises ValueError for bands of fewer than 3 symbols, a factor below 1.
+  """Raises ValueError for cutoffs that are no whole numbers, or that leave a
+  band fewer than 3 symbols, and for a factor below 1.
 
   Attributes:
     cutoffs: where bands end, but for the last; None for V / 8 and V / 2, as far
@@ -44,14 +45,18 @@ class Config(vocab.Config):
   def __post_init__(self):
     super().__post_init__()
     self.at_least(factor=1)
+    given = self.cutoffs
+    whole = given is None or (
+      isinstance(given, tuple | list) and all(type(c) is int for c in given)
+    )
     # the last has the start symbol as well
-    if any(
+    if not whole or any(
       b - a < 3
       for a, b in itertools.pairwise((0, *self.ends[:-1], self.size + 1))
     ):
       raise ValueError(
-        f"{self.where}: cutoffs={self.cutoffs} must cut the {self.size} "
-        "symbols into bands of 3 or more"
+        f"{self.where}: cutoffs={given!r} must be whole numbers that cut the "
+        f"{self.size} symbols into bands of 3 or more"
       )
 
   @property
@@ -89,7 +94,9 @@ class Table(vocab.Table):
     x = jnp.full((*tokens.shape, self.cfg.dim), jnp.nan, self.cfg.dtype)
     for a, _, own in self.cfg.bands(more=1):
       there = (tokens >= a) & (tokens <= a + own.size)
-      found, _ = getattr(self, f"from_{a}")(tokens - a, reset, None)
+      # elsewhere some row: a NaN would have a gradient, 0 times itself
+      at = jnp.where(there, tokens - a, 0)
+      found, _ = getattr(self, f"from_{a}")(at, reset, None)
       x = jnp.where(there[..., None], found, x)
     return x, {}
 
