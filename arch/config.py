@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import jax.numpy as jnp
 
-from arch import layers
+from arch import layers, weights
 
 # of the types of fields that are checked
 WORDS = {
@@ -41,12 +41,14 @@ class Config:
     depth: number of blocks, which scales the initialisation of some.
     length: how many tokens back a mixer without a fixed-size memory looks.
     dtype: compute dtype; parameters are float32.
+    weight: how maps store theirs, a Weight of arch/weights.
   """
 
   dim: int
   depth: int
   length: int
   dtype: str = "float32"
+  weight: weights.Weight = layers.DENSE
 
   reads = ()  # entries of the stream that crosses layers; see arch/law.py
   writes = ()  # those that it answers in its Aux
@@ -60,8 +62,19 @@ class Config:
     """A map of this dtype, x -> x W (+ b): of one width, or of several that are
     one product and answered apart. See layers.Linear."""
     return layers.Linear(
-      d_in, parts, dtype=self.compute, rngs=rngs, init=init, bias=bias
+      d_in,
+      parts,
+      dtype=self.compute,
+      rngs=rngs,
+      init=init,
+      bias=bias,
+      kind=self.weight,
     )
+
+  def linears(self, E, d_in, d_out, *, rngs, init):
+    """E maps of one shape; see layers.Linears."""
+    kw = dict(rngs=rngs, init=init, kind=self.weight)
+    return layers.Linears(E, d_in, d_out, **kw)
 
   @property
   def where(self):

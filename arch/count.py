@@ -122,6 +122,8 @@ class Count:
     active: how many a token uses: all but what the modules' `idle()` give,
       if they have one, as experts do.
     forward: FLOPs a token of one call with T = length, logits included.
+    training: FLOPs a token of a training step: three times those of the call
+      and of what only training asks for, since a pass backward takes two.
     decoding: one token from a state that looks `length` tokens back.
   """
 
@@ -129,6 +131,7 @@ class Count:
   embedding: int
   active: int
   forward: Flops
+  training: float
   decoding: Decoding
 
   @property
@@ -160,13 +163,23 @@ def count(model, length: int) -> Count:
   idle = sum(node.idle() for node in modules if hasattr(node, "idle"))
   tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
   ops = flops(lambda model, tokens: model(tokens)[0], model, tokens)
+  forward = per_token(ops, length)
+  more = per_token(flops(_asked_in_training, model, tokens), length)
   return Count(
     groups=groups,
     embedding=embedding,
     active=whole - idle,
-    forward=per_token(ops, length),
+    forward=forward,
+    training=3 * (forward.total + more.total),
     decoding=decoding(model, length),
   )
+
+
+def _asked_in_training(model, tokens):
+  """What a loss adds to the call; features of 0 cost what any do."""
+  vocab = model.vocab
+  x = jnp.zeros((*tokens.shape, vocab.cfg.dim), vocab.cfg.dtype)
+  return vocab.later(x, tokens, jnp.ones(tokens.shape))
 
 
 @target.using(TARGET)

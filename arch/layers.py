@@ -14,6 +14,9 @@ from flax import nnx
 
 from arch import starts
 from arch.roles import Gate, Matrix, Vector
+from arch.weights import dense
+
+DENSE = dense.Weight()
 
 
 class Linear(nnx.Module):
@@ -21,31 +24,116 @@ class Linear(nnx.Module):
 
   Starts from `init` and, with `bias`, from 0 or from what that is. `parts`:
   d_out, or a tuple of widths that add up to it, in which y is answered. `role`:
-  of W.
+  of what W is stored as, which is the affair of `kind`, a Weight of
+  arch/weights.
   """
 
   def __init__(
-    self, d_in, parts, *, dtype, rngs, init=None, bias=False, role=Matrix
+    self,
+    d_in,
+    parts,
+    *,
+    dtype,
+    rngs,
+    init=None,
+    bias=False,
+    role=Matrix,
+    kind=DENSE,
   ):
-    self.dtype, self.parts = jnp.dtype(dtype), parts
-    d_out = sum(parts) if isinstance(parts, tuple) else parts
+    self.dtype, self.d_in, self.parts, self.kind = dtype, d_in, parts, kind
     init = init or starts.fan_in()
-    self.weight = role(init(rngs.params(), (d_in, d_out), jnp.float32))
+    d_out = sum(self.widths)
+    drawn = init(rngs.params(), (d_in, d_out), jnp.float32)
+    key = None if kind == DENSE else rngs.params()
+    leaves = kind.start(drawn, self.widths, key)
+    self.leaves = tuple(leaves)
+    for name, leaf in leaves.items():
+      setattr(self, name, role(leaf))
     start = jnp.zeros(d_out)
     if callable(bias):
       start = bias(rngs.params(), (d_out,))
     self.bias = Vector(start) if bias else None
 
+  @property
+  def widths(self):
+    return self.parts if isinstance(self.parts, tuple) else (self.parts,)
+
+  def stored(self) -> dict:
+    return {name: getattr(self, name)[...] for name in self.leaves}
+
+  @property
+  def own(self):
+    """The Difference of a loop's pass, or None."""
+    return getattr(self, "difference", None)
+
+  def matrix(self):
+    """W, be it made for this."""
+    W = self.kind.matrix(self.stored(), self.widths, self.d_in)
+    return W if self.own is None else W + self.own.matrix()
+
   def __call__(self, x):
     # of two axes: a batched product costs XLA half as much again on a CPU
-    y = x.astype(self.dtype).reshape(-1, x.shape[-1])
-    y = y @ self.weight[...].astype(self.dtype)
+    y = x.astype(self.dtype).reshape(-1, self.d_in)
+    more = None if self.own is None else self.own(y)
+    y = self.kind.product(self.stored(), self.widths, y)
+    if more is not None:
+      y += more
     if self.bias is not None:
       y += self.bias[...].astype(self.dtype)[None]
     y = y.reshape(*x.shape[:-1], -1)
     if not isinstance(self.parts, tuple):
       return y
     return tuple(jnp.split(y, np.cumsum(self.parts)[:-1], -1))
+
+
+class Difference(nnx.Module):
+  """x A B, C d_in -> C d_out, B from 0: what a pass of a loop has to itself of
+  a map that all passes share."""
+
+  def __init__(self, d_in, d_out, rank, *, rngs):
+    self.A = Matrix(starts.fan_in()(rngs.params(), (d_in, rank)))
+    self.B = Matrix(jnp.zeros((rank, d_out)))
+
+  def __call__(self, x):
+    return (x @ self.A[...].astype(x.dtype)) @ self.B[...].astype(x.dtype)
+
+  def matrix(self):
+    return self.A[...] @ self.B[...]
+
+
+class Linears(nnx.Module):
+  """E maps of one shape, each stored as one of `Linear` is."""
+
+  def __init__(self, E, d_in, d_out, *, rngs, init, kind=DENSE):
+    self.kind, self.d_in, self.d_out = kind, d_in, d_out
+
+    def start(key):
+      drawn = init(key, (d_in, d_out), jnp.float32)
+      return kind.start(drawn, (d_out,), jax.random.fold_in(key, 0))
+
+    leaves = jax.vmap(start)(jax.random.split(rngs.params(), E))
+    self.leaves = tuple(leaves)
+    for name, leaf in leaves.items():
+      setattr(self, name, Matrix(leaf))
+
+  def matrix(self):
+    """E d_in d_out."""
+
+    def one(leaves):
+      return self.kind.matrix(leaves, (self.d_out,), self.d_in)
+
+    return jax.vmap(one)({n: getattr(self, n)[...] for n in self.leaves})
+
+
+def beside(x, *maps):
+  """What maps of one width answer to x: one product, where they are dense, and
+  then value and gradient take three quarters of the time."""
+  if any(m.kind != DENSE or m.own is not None for m in maps):
+    return tuple(m(x) for m in maps)
+  y = x.astype(maps[0].dtype).reshape(-1, x.shape[-1])
+  wide = jnp.concatenate([m.matrix() for m in maps], 1)
+  y = (y @ wide.astype(y.dtype)).reshape(*x.shape[:-1], -1)
+  return tuple(jnp.split(y, len(maps), -1))
 
 
 def normalise(x, eps: float):

@@ -8,12 +8,14 @@ B batch  T time  D width  V symbols
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 from flax import nnx
 
-from arch import arrays
+from arch import arrays, pattern
 from arch.config import closest, configure
 from arch.law import Aux
 from arch.layers import NORMS
@@ -28,12 +30,17 @@ class Config:
 
   Attributes:
     dim: width of the residual stream.
-    depth: number of blocks.
+    depth: number of blocks, of which those of a loop count once.
     length: how far back attention looks from a carried state.
     pattern: blocks, repeated and cut at depth; see arch/pattern.py.
     channel: channel mixer of the entries that name none; "none" for none.
+    wiring: how blocks of entries that name none join the stream, a file in
+      arch/wiring.
+    loop: fields of a pattern.Loop of all blocks but its first and last ones.
     mixers: fields of each mixer's Config, by its name.
     channels: fields of each channel mixer's Config, by its name.
+    linear: how maps store their weights, a file in arch/weights.
+    weights: fields of each of those, by its name.
     vocab: `name` of a file in arch/vocab, or `input` and `output`, `size`, and
       fields of their Configs.
     norm: of the residual stream: "rms", "rms_plus" (its parameter is w - 1),
@@ -53,8 +60,12 @@ class Config:
   pattern: tuple
   vocab: Mapping
   channel: str = "swiglu"
+  wiring: str = "residual"
+  loop: Mapping = dataclasses.field(default_factory=dict)
   mixers: Mapping = dataclasses.field(default_factory=dict)
   channels: Mapping = dataclasses.field(default_factory=dict)
+  linear: str = "dense"
+  weights: Mapping = dataclasses.field(default_factory=dict)
   norm: str = "rms"
   norm_eps: float = 1e-6
   embed_norm: bool = False
@@ -82,7 +93,8 @@ class Config:
       raise ValueError(f"remat={self.remat!r}: none or block")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
-    for axis in ("mixers", "channels"):
+    find("wiring", self.wiring)
+    for axis in ("mixers", "channels", "weights"):
       for name in getattr(self, axis):
         find(axis, name)
 
@@ -90,12 +102,29 @@ class Config:
     """A norm of the residual stream, or of so many numbers."""
     return NORMS[self.norm](width or self.dim, eps=self.norm_eps)
 
+  @functools.cached_property
+  def loops(self) -> pattern.Loop:
+    return configure(pattern.Loop, "loop", **self.loop)
+
+  @functools.cached_property
+  def layers(self) -> int:
+    """How many blocks a token goes through."""
+    layout = (getattr(self, name) for name in pattern.LAYOUT)
+    return len(pattern.places(*layout))
+
+  @property
+  def weight(self):
+    """How maps store their weights."""
+    kind = find("weights", self.linear).Weight
+    fields = dict(self.weights.get(self.linear, {}))
+    return configure(kind, f"weight {self.linear}", **fields)
+
   @property
   def common(self):
     """What every mixer and channel mixer is told."""
-    return dict(
-      dim=self.dim, depth=self.depth, length=self.length, dtype=self.dtype
-    )
+    names = ("dim", "length", "dtype", "weight")
+    told = {name: getattr(self, name) for name in names}
+    return told | {"depth": self.layers}
 
 
 def build(cfg: Mapping, *, rngs: nnx.Rngs) -> "LM":
@@ -158,11 +187,30 @@ class LM(nnx.Module):
     with jax.named_scope("vocab"):
       return self.vocab.logits(x), state
 
-  def loss(self, tokens, targets, weights, reset=None, *, key=None):
-    """Mean nats a weighted position, and Aux; B T V is never built."""
+  def loss(
+    self, tokens, targets, weights, reset=None, *, key=None, teacher=None
+  ):
+    """Mean nats a weighted position, and Aux; B T V is never built.
+
+    Args:
+      teacher: a Teacher, which makes what is learnt, nats + aux.loss,
+        (1 - weight) nats + weight temperature^2 KL.
+    """
     x, _, aux = self.features(tokens, reset, key=key)
     with jax.named_scope("vocab"):
-      return self.vocab.loss(x, targets, weights), aux
+      nats = self.vocab.loss(x, targets, weights)
+      later = self.vocab.later(x, targets, weights, reset)
+    aux = aux._replace(loss=aux.loss + later)
+    if teacher is not None:
+      other, weight, T = teacher
+      theirs, _, _ = other.features(tokens, reset)
+      with jax.named_scope("vocab"):
+        kl = self.vocab.apart(x, other.vocab, theirs, weights, T)
+      aux = aux._replace(
+        loss=aux.loss + weight * (T**2 * kl - nats),
+        statistics=aux.statistics | {"teacher_kl": kl},
+      )
+    return nats, aux
 
   def score(self, tokens, targets, reset=None, state=None):
     """nats B T in float32, whether the likeliest symbol was right, B T, and the
@@ -170,6 +218,20 @@ class LM(nnx.Module):
     x, state, _ = self.features(tokens, reset, state)
     with jax.named_scope("vocab"):
       return *self.vocab.score(x, targets), state
+
+
+class Teacher(NamedTuple):
+  """Whose answers a model learns from, beside the text; see LM.loss.
+
+  Attributes:
+    model: an LM of the same symbols.
+    weight: of its answers; 0 for the text alone.
+    temperature: by which both logits are divided.
+  """
+
+  model: LM
+  weight: float
+  temperature: float
 
 
 def abstract(cfg: Mapping) -> LM:

@@ -1,17 +1,22 @@
 """A pattern names a model's blocks, and which of them can be stacked.
 
-An entry is "mixer", "mixer+channel", "a|b" (mixers in parallel), or a dict of
+An entry is "mixer", "mixer+channel", "a|b" (mixers in parallel), a dict of
 `mixer`, `channel`, `wiring`, `share`, `own`, `aside`, and fields that override
-those mixers' Configs.
-The entries are repeated and cut at the model's depth.
+those mixers' Configs, or a dict of `loop`, entries that are run again with the
+same weights, and the fields of a Loop.
+The entries are repeated and cut at the model's depth, in which the blocks of a
+loop count once.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from arch.config import Config, configure
+from arch.config import Config, closest, configure
 from arch.registry import find
+
+LAYOUT = ("pattern", "depth", "channel", "wiring", "loops")  # see places
 
 
 class Part(NamedTuple):
@@ -33,6 +38,11 @@ class Part(NamedTuple):
     return "norm" if self.kind == "mixers" else "channel_norm"
 
   @property
+  def scale(self) -> str:
+    """What a pass of a loop calls the scale of what it adds."""
+    return self.norm.replace("norm", "scale")
+
+  @property
   def scope(self) -> str:
     return self.kind.removesuffix("s")
 
@@ -47,6 +57,87 @@ class Part(NamedTuple):
     return made(self.cfg, layer=layer, rngs=rngs)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loop:
+  """Blocks that are run several times, each time from a state of their own.
+
+  What a pass has to itself beside the weights that all share are norms, scales
+  of what each sublayer adds (per channel, from 1), and low-rank differences of
+  the maps that `cfg.linear` makes, x A B with B from 0: Bae et al. 2024,
+  https://arxiv.org/abs/2410.20672, sec. 2.2. Raises ValueError for what is not
+  so.
+
+  Attributes:
+    times: passes; 1 is the plain model.
+    first: blocks in front of the loop, with weights of their own.
+    last: blocks behind it.
+    order: "cyclic", a b a b, or "immediate", a a b b (MobileLLM, Liu et al.
+      2024, https://arxiv.org/abs/2402.14905, sec. 2.3).
+    norms: whether a pass has its own.
+    scales: whether a pass has its own.
+    rank: of the differences; 0 for none.
+    inject: whether each pass begins with what entered the loop; see
+      arch/wiring/inject.py.
+  """
+
+  times: int = 1
+  first: int = 0
+  last: int = 0
+  order: str = "cyclic"
+  norms: bool = False
+  scales: bool = False
+  rank: int = 0
+  inject: bool = False
+
+  def __post_init__(self):
+    for name, least in dict(times=1, first=0, last=0, rank=0).items():
+      if getattr(self, name) < least:
+        raise ValueError(
+          f"loop: {name}={getattr(self, name)} must be at least {least}"
+        )
+    if self.order not in ORDERS:
+      raise ValueError(
+        f"loop: unknown order={self.order!r}: {closest(self.order, ORDERS)}"
+      )
+    if self.inject and self.order != "cyclic":
+      raise ValueError("loop: inject=True wants order='cyclic'")
+
+  def passes(self, blocks, number: int, layer: int) -> list["Place"]:
+    """These blocks as often as they are run.
+
+    Args:
+      number: tells the loops of a model apart.
+      layer: the first one's.
+    """
+    if self.times == 1:
+      return list(blocks)
+    if any(block.share for block in blocks):
+      raise ValueError("a block of a loop cannot name a share")
+    made = [
+      dataclasses.replace(
+        block,
+        share=f"loop_{number}_{i}",
+        norms=self.norms,
+        scales=self.scales,
+        rank=self.rank,
+      )
+      for i, block in enumerate(blocks)
+    ]
+    if self.inject:
+      if made[0].wiring != "residual":
+        raise ValueError(
+          "loop: inject=True wants a first block of wiring='residual', not "
+          f"{made[0].wiring!r}"
+        )
+      made[0] = dataclasses.replace(made[0], wiring="inject", enters=layer)
+    if self.order == "cyclic":
+      return made * self.times
+    return [block for block in made for _ in range(self.times)]
+
+
+ORDERS = ("cyclic", "immediate")
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
   """One block of a pattern.
@@ -58,6 +149,8 @@ class Place:
     share: places of one such name share weights, not state.
     own: ranks of low-rank maps that a place which shares its weights has to
       itself, by the name of a mixer or "channel".
+    norms, scales, rank: what a pass of a loop has to itself; see Loop.
+    enters: the number of the block at which its loop begins.
     after: whether the block before it is one aside.
     fields: what this place overrides in its mixers' Configs.
     parts: its sublayers, once `expand` has resolved them.
@@ -69,6 +162,10 @@ class Place:
   wiring: str = "residual"
   share: str = ""
   own: tuple[tuple[str, int], ...] = ()
+  norms: bool = False
+  scales: bool = False
+  rank: int = 0
+  enters: int = 0
   after: bool = False
   fields: tuple[tuple[str, object], ...] = ()
   parts: tuple[Part, ...] = ()
@@ -89,14 +186,20 @@ class Place:
     """Whether the two can share weights."""
     return dataclasses.replace(self, after=other.after) == other
 
+  @property
+  def apart(self) -> bool:
+    """Whether it has something to itself beside weights that it shares."""
+    own = self.aside or self.own or self.norms or self.scales or self.rank
+    return bool(own)
+
   @classmethod
-  def parse(cls, entry, channel: str):
+  def parse(cls, entry, channel: str, wiring: str = "residual"):
     """From "mixer", "a|b", "mixer+channel" or a dict with overrides."""
     if isinstance(entry, Mapping):
       fields = dict(entry)
       if "mixer" not in fields:
         raise ValueError(f"a pattern's entry needs a mixer: {fields}")
-      place = cls.parse(fields.pop("mixer"), channel)
+      place = cls.parse(fields.pop("mixer"), channel, wiring)
       wiring = "aside" if fields.pop("aside", False) else place.wiring
       return dataclasses.replace(
         place,
@@ -112,7 +215,7 @@ class Place:
       )
     mixers, _, named = entry.partition("+")
     names = tuple(mixers.split("|"))
-    wiring = "parallel" if len(names) > 1 else "residual"
+    wiring = "parallel" if len(names) > 1 else wiring
     return cls(names, named or channel, wiring)
 
   def resolve(self, cfg) -> "Place":
@@ -132,9 +235,9 @@ class Place:
       raise ValueError(
         f"of {self.mixers} some read the embedded tokens and some do not"
       )
-    if self.wiring == "residual" and len(parts) > 1:
+    if self.wiring not in ("parallel", "aside") and len(self.mixers) > 1:
       raise ValueError(
-        f"wiring='residual' takes one mixer, not {'|'.join(self.mixers)}: "
+        f"wiring={self.wiring!r} takes one mixer, not {'|'.join(self.mixers)}: "
         "wiring='parallel' takes several"
       )
     if self.channel != "none":
@@ -146,16 +249,55 @@ class Place:
     return dataclasses.replace(self, parts=tuple(parts))
 
 
-def places(pattern, depth: int, channel: str) -> tuple[Place, ...]:
-  """The pattern repeated and cut at depth, in names alone."""
-  found = [Place.parse(entry, channel) for entry in pattern]
-  if not found:
+def places(
+  pattern,
+  depth: int,
+  channel: str,
+  wiring: str = "residual",
+  loop: Loop | None = None,
+) -> tuple[Place, ...]:
+  """The pattern repeated and cut at depth, in names alone, and then its loops.
+
+  Args:
+    channel, wiring: of entries that name none.
+    loop: of all blocks but its first and last ones.
+  """
+  entries = [parsed(entry, channel, wiring) for entry in pattern]
+  if not entries:
     raise ValueError(
       'an empty pattern: name at least one mixer, as ("mamba2",)'
     )
-  if len(found) > depth:
-    raise ValueError(f"a pattern of {len(found)} blocks in a depth of {depth}")
-  found = [found[i % len(found)] for i in range(depth)]
+  size = sum(len(blocks) for _, blocks in entries)
+  if size > depth:
+    raise ValueError(f"a pattern of {size} blocks in a depth of {depth}")
+  runs, left = [], depth
+  for own, blocks in itertools.cycle(entries):
+    if left < len(blocks):
+      raise ValueError(f"depth={depth} cuts a loop of {len(blocks)} blocks")
+    runs.append((own, blocks))
+    left -= len(blocks)
+    if not left:
+      break
+  if loop is not None and loop.times > 1:
+    if any(own.times > 1 for own, _ in runs):
+      raise ValueError(f"loop.times={loop.times}, but the pattern has a loop")
+    blocks = [block for _, own in runs for block in own]
+    end = depth - loop.last
+    if loop.first >= end:
+      raise ValueError(
+        f"loop.first={loop.first} and loop.last={loop.last} leave no block of "
+        f"depth={depth} for the loop"
+      )
+    plain = Loop()
+    runs = [
+      (plain, blocks[: loop.first]),
+      (loop, blocks[loop.first : end]),
+      (plain, blocks[end:]),
+    ]
+  found = []
+  runs = [(own, blocks) for own, blocks in runs if blocks]
+  for number, (own, blocks) in enumerate(runs):
+    found += own.passes(blocks, number, len(found))
   for place in found:
     if place.own and not place.share:
       raise ValueError(f"own={dict(place.own)} needs a place with a share")
@@ -168,6 +310,23 @@ def places(pattern, depth: int, channel: str) -> tuple[Place, ...]:
   )
 
 
+def parsed(entry, channel: str, wiring: str) -> tuple[Loop, list[Place]]:
+  """An entry's loop, and its blocks."""
+  if not (isinstance(entry, Mapping) and "loop" in entry):
+    return Loop(), [Place.parse(entry, channel, wiring)]
+  fields = dict(entry)
+  blocks = fields.pop("loop")
+  for name in ("first", "last"):
+    if name in fields:
+      raise ValueError(
+        f"a pattern's loop has no {name!r}: other entries stand around it"
+      )
+  own = configure(Loop, "a pattern's loop", **fields)
+  if isinstance(blocks, str) or not blocks:
+    raise ValueError(f"a pattern's loop needs entries: {blocks!r}")
+  return own, [Place.parse(block, channel, wiring) for block in blocks]
+
+
 def expand(cfg) -> tuple[Place, ...]:
   """The resolved places of a model's Config.
 
@@ -175,7 +334,8 @@ def expand(cfg) -> tuple[Place, ...]:
     ValueError: of what a place cannot be, or reads and no block before writes.
   """
   found = tuple(
-    place.resolve(cfg) for place in places(cfg.pattern, cfg.depth, cfg.channel)
+    place.resolve(cfg)
+    for place in places(*(getattr(cfg, name) for name in LAYOUT))
   )
   known = {"embedding"}
   for layer, place in enumerate(found):

@@ -1,4 +1,4 @@
-"""The files of arch/mixers, arch/channels, arch/vocab and arch/wiring are the
+"""The files of arch/mixers, channels, vocab, weights and wiring are the
 registry."""
 
 import importlib
@@ -11,6 +11,7 @@ AXES = {
   "mixers": "mixer",
   "channels": "channel mixer",
   "vocab": "vocabulary",
+  "weights": "weight",
   "wiring": "wiring",
 }
 

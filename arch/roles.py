@@ -11,6 +11,10 @@ class Embedding(nnx.Param):
   """A row per symbol."""
 
 
+class Table(nnx.Param):
+  """Rows of which a token chooses some by what it is: keys, values, neurons."""
+
+
 class Vector(nnx.Param):
   """Acts elementwise: norm weights, biases, depthwise convolutions."""
 
@@ -24,4 +28,4 @@ class Buffer(nnx.Variable):
   """Saved and restored, written by the step from `aux`; has no gradient."""
 
 
-ROLES = (Matrix, Embedding, Vector, Gate)
+ROLES = (Matrix, Embedding, Table, Vector, Gate)

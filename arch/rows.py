@@ -19,11 +19,11 @@ def apart(function, x, *whole):
   Args:
     function: answers arrays whose first axis is of rows, or of one, of which
       there are then G.
-    x: B ..., split over the devices where G divides B.
+    x: a pytree of B ..., split over the devices where G divides B.
     whole: pytrees that every device holds.
   """
   G = dict(jax.sharding.get_abstract_mesh().shape).get(AXIS, 1)
-  if G == 1 or x.shape[0] % G:
+  if G == 1 or jax.tree.leaves(x)[0].shape[0] % G:
     return function(x, *whole)
   return jax.shard_map(
     function,

@@ -14,8 +14,9 @@ from flax import nnx
 
 from arch import arrays, pattern, target
 from arch.law import At, Aux
-from arch.layers import Linear
+from arch.layers import Difference, Linear
 from arch.registry import find
+from arch.roles import Gate, Matrix
 
 
 class Trunk(nnx.Module):
@@ -29,19 +30,21 @@ class Trunk(nnx.Module):
         setattr(self, f"shared_{place.share}", made)
         self.shares += (place.share,)
     self.once = Once(places, rngs=rngs)
+    maps = {name: linears(made) for name, made in self.shared.items()}
 
     start = 0
     self.repeats = ()
     for i, (n, period) in enumerate(pattern.stacks(places)):
       keys = jax.random.split(rngs.params(), n)
       layers = start + len(period) * jnp.arange(n, dtype=jnp.int32)
-      setattr(self, f"stack_{i}", stacked(period, cfg, keys, layers))
+      setattr(self, f"stack_{i}", stacked(period, cfg, keys, layers, maps))
       self.repeats += (n,)
       start += n * len(period)
     parts = [part for place in places for part in place.parts]
     names = {name for part in parts for name in part.cfg.writes}
     names |= {"embedding" for part in parts if reads_embedding(part)}
-    names |= {"aside" for place in places if place.aside}
+    for place in places:
+      names.update(getattr(find("wiring", place.wiring), "STREAMS", ()))
     self.streams = tuple(sorted(names))
 
   @property
@@ -165,18 +168,23 @@ def block(place, cfg, *, layer, rngs):
 class Stack(nnx.Module):
   """The blocks of one period; Trunk holds n of it, on a leading axis."""
 
-  def __init__(self, places, cfg, *, layer, rngs):
+  def __init__(self, places, cfg, maps, *, layer, rngs):
     self.places = places
     for i, place in enumerate(places):
       if not place.share:
         made = block(place, cfg, layer=layer + i, rngs=rngs)
         setattr(self, f"block_{i}", made)
-      if place.aside or place.own:
-        setattr(self, f"own_{i}", Own(place, cfg, rngs=rngs))
+      if place.apart:
+        own = Own(place, cfg, maps.get(place.share, {}), rngs=rngs)
+        setattr(self, f"own_{i}", own)
 
   def block(self, i, shared):
     share = self.places[i].share
-    return shared[share] if share else getattr(self, f"block_{i}")
+    if not share:
+      return getattr(self, f"block_{i}")
+    if not self.places[i].rank:
+      return shared[share]
+    return getattr(self, f"own_{i}").beside(shared[share])
 
   def init_state(self, shared, batch, length):
     return {
@@ -207,28 +215,54 @@ class Stack(nnx.Module):
     return x, new, at, aux
 
 
-def stacked(places, cfg, keys, layers) -> Stack:
+def stacked(places, cfg, keys, layers, maps) -> Stack:
   """A Stack with a leading axis on every array, one place a key."""
 
   def make(key, layer):
-    return Stack(places, cfg, layer=layer, rngs=nnx.Rngs(key))
+    return Stack(places, cfg, maps, layer=layer, rngs=nnx.Rngs(key))
 
   made = nnx.vmap(make)(keys, layers)
   arrays.mark(made, layers=1)
   return made
 
 
+def linears(block) -> dict[tuple, tuple[int, int]]:
+  """Widths in and out of every map that is a Matrix, by its path."""
+  found = {}
+  for path, node in nnx.iter_graph(block):
+    if isinstance(node, Linear):
+      leaf = getattr(node, node.leaves[0])
+      if isinstance(leaf, Matrix):
+        found[path] = node.d_in, sum(node.widths)
+  return found
+
+
 class Own(nnx.Module):
   """What a place has to itself, be its block shared: the map of an aside one,
-  and low-rank maps beside what is shared.
+  low-rank maps beside what is shared, and norms and scales of a loop's pass.
 
-  These are made by files of mixers and channel mixers that export
-  Own(cfg, rank, *, rngs); what it makes is given to their calls as `own`.
+  Of a place that names `own` the maps are made by files of mixers and channel
+  mixers that export Own(cfg, rank, *, rngs); what it makes is given to their
+  calls as `own`. Of a loop with a rank every Linear has one.
   """
 
-  def __init__(self, place, cfg, *, rngs):
+  def __init__(self, place, cfg, maps, *, rngs):
+    for group in place.groups:
+      part = group[0]
+      if place.norms:
+        setattr(self, part.norm, cfg.normaliser(part.width))
+      if place.scales:
+        setattr(self, part.scale, Gate(jnp.ones(cfg.dim)))
+    arrays.mark(self, group="norm")
+    self.maps = tuple(sorted(maps)) if place.rank else ()
+    for i, path in enumerate(self.maps):
+      own = Difference(*maps[path], place.rank, rngs=rngs)
+      slots = {part.slot: part.scope for part in place.parts}
+      arrays.mark(own, group=slots.get(path[0], "norm"))
+      setattr(self, f"difference_{i}", own)
     if place.aside:
-      self.out = Linear(cfg.dim, cfg.dim, dtype=cfg.dtype, rngs=rngs)
+      kw = dict(dtype=cfg.dtype, kind=cfg.weight, rngs=rngs)
+      self.out = Linear(cfg.dim, cfg.dim, **kw)
       arrays.mark(self.out, group="mixer")
     parts = {part.slot: part for part in place.parts}
     for name, rank in place.own:
@@ -248,6 +282,16 @@ class Own(nnx.Module):
       own = module.Own(parts[name].cfg, rank, rngs=rngs)
       arrays.mark(own, group=parts[name].scope)
       setattr(self, name, own)
+
+  def beside(self, block):
+    """The shared block, with this place's differences."""
+    copy = nnx.merge(*nnx.split(block))
+    for i, path in enumerate(self.maps):
+      node = copy
+      for name in path:
+        node = getattr(node, name)
+      node.difference = getattr(self, f"difference_{i}")
+    return copy
 
 
 class Once(nnx.Module):

@@ -12,6 +12,7 @@ B batch  T time  D width  V symbols
 import functools
 from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -161,6 +162,64 @@ class Vocab(nnx.Module):
     return losses.mean(
       nats, self.params, self.held, x, targets, weights, self.chunk
     )
+
+  def later(self, x, targets, weights, reset=None):
+    """What training adds for the symbols after the next; 0 where the readout
+    predicts none.
+
+    The mean over pairs of a position t and a j from 1 to k - 1 for which t + j
+    is of t's document, weighted as t + j is.
+    """
+    k, later = self.readout.horizon, self._bound(self.readout.later)
+    if k == 1:
+      return jnp.float32(0)
+    document = jnp.zeros(targets.shape, jnp.int32)
+    if reset is not None:
+      document = jnp.cumsum(reset, 1, dtype=jnp.int32)
+
+    def ahead(a, fill=0):
+      T = a.shape[1]
+      more = jnp.pad(a, ((0, 0), (0, k - 1)), constant_values=fill)
+      return jnp.stack([more[:, j : j + T] for j in range(1, k)], -1)
+
+    same = ahead(document, -1) == document[..., None]
+    pairs = jnp.where(same, ahead(weights), 0).astype(jnp.float32)
+    weights = jnp.sum(pairs, -1)
+    tiny = jnp.finfo(jnp.float32).tiny
+    shares = pairs / jnp.maximum(weights, tiny)[..., None]
+
+    def nats(params, held, x, given):
+      targets, shares = given
+      return jnp.sum(shares * later(params, held, x, targets), -1)
+
+    chunk = losses.chunk_size((k - 1) * self.readout.wide)
+    given = ahead(targets), shares
+    mean = losses.mean(nats, self.params, self.held, x, given, weights, chunk)
+    return self.readout.weight * mean
+
+  def apart(self, x, other, other_x, weights, temperature: float):
+    """Mean over weighted positions of KL(p || q), p the softmax of the other
+    vocabulary's logits over the temperature and q of these, whose gradient is
+    x's and that of these params alone.
+
+    Hinton et al. 2015, https://arxiv.org/abs/1503.02531, sec. 2, as a whole
+    distribution; both are made a few positions at a time.
+    """
+    own, theirs = (
+      self._bound(self.readout.logits),
+      other._bound(other.readout.logits),
+    )
+
+    def kl(params, held, x, other_x):
+      mine, params_, held_ = held
+      p = jax.nn.log_softmax(theirs(params_, held_, other_x) / temperature)
+      q = jax.nn.log_softmax(own(params, mine, x) / temperature)
+      return jnp.sum(jnp.exp(p) * (p - q), -1)
+
+    held = self.held, other.params, other.held
+    held, other_x = jax.lax.stop_gradient((held, other_x))
+    chunk = losses.chunk_size(self.readout.wide + other.readout.wide)
+    return losses.mean(kl, self.params, held, x, other_x, weights, chunk)
 
   def score(self, x, targets):
     """nats B T in float32, and whether the likeliest symbol was right, B T."""

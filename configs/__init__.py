@@ -11,9 +11,8 @@ import ml_collections
 from flax.traverse_util import flatten_dict
 from ml_collections import config_dict
 
-from arch import config, lm, registry, vocabulary
+from arch import config, lm, pattern, registry, vocabulary
 from arch.config import closest
-from arch.pattern import places
 
 SIZES = ("tiny", "small", "full")
 
@@ -60,6 +59,12 @@ def base_config(size: str = "small") -> ml_collections.ConfigDict:
   c.train.epsilon = 1e-8
   c.train.momentum = 0.95  # Muon's
   c.train.decay = 0.1  # of matrices
+  c.train.decay_final = 1.0  # share of it at the last step, in a straight line
+  c.train.teacher = ""  # a run or an artefact whose answers it learns, too
+  c.train.teacher_weight = 0.5  # of them, and 1 less it of the text
+  c.train.teacher_temperature = 1.0
+  c.train.noise_bits = 0  # noise of as few bits' rounding on weights; 0: none
+  c.train.ema = 0.0  # of the averaged weights, the share kept a step; 0: none
   c.train.clip = 1.0  # global gradient norm; 0 for none
   c.train.schedule = "cosine"
   c.train.warmup = 50  # steps
@@ -81,6 +86,10 @@ def base_config(size: str = "small") -> ml_collections.ConfigDict:
   c.model.channel = "swiglu"
   c.model.mixers = ml_collections.ConfigDict()
   c.model.channels = ml_collections.ConfigDict()
+  c.model.wiring = "residual"
+  c.model.loop = ml_collections.ConfigDict(dataclasses.asdict(pattern.Loop()))
+  c.model.linear = "dense"  # how maps store their weights
+  c.model.weights = ml_collections.ConfigDict()
   c.model.vocab = ml_collections.ConfigDict()
   c.model.vocab.name = "full"
   c.model.vocab.size = 0  # 0: the data's own
@@ -148,8 +157,10 @@ def variant(
   """The config of NAME[:FIELD=VALUE]..., `small` but for these fields.
 
   A FIELD is a path below `model`, as --config has it, data.tokenizer or
-  data.vocab, or the name of a field of the model, its mixers or channel mixers,
-  where only one of them has it, or else of its vocabulary.
+  data.vocab, `vocab` for the file of both its ways, or the name of a field of
+  the model, its mixers, channel mixers or weights, where only one of them has
+  it, or else of its vocabulary. What launch.compare solves beside the width is
+  the channel mixer's, where a setting took away what the config names.
 
   Args:
     settings: FIELD=VALUE, before its own; may be of `train`, too.
@@ -163,6 +174,7 @@ def variant(
     put(c, name, setting, ("model", "train", "data"))
   for setting in own:
     put(c, name, setting, ("model", "data"))
+  rematch(c)
   return c.lock()
 
 
@@ -192,6 +204,11 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
     value = ast.literal_eval(text)
   except (SyntaxError, ValueError):
     value = text
+  inner = c
+  for part in path.split(".")[:-1]:
+    if part not in inner:
+      inner[part] = ml_collections.ConfigDict()
+    inner = inner[part]
   whole_number = isinstance(value, float) and value.is_integer()
   if whole_number and type(own.get(path)) is int:
     value = int(value)  # 1e3
@@ -201,16 +218,43 @@ def put(c, name: str, setting: str, parts: tuple[str, ...]):
     raise ValueError(f"{name}: {path}={text}: {error}") from None
 
 
+def standing(c) -> set[tuple[str, str]]:
+  """The mixers and channel mixers of a config, as (axis, name)."""
+  found = pattern.places(c.model.pattern, c.model.depth, c.model.channel)
+  used = {("mixers", name) for place in found for name in place.mixers}
+  return used | {("channels", p.channel) for p in found if p.channel != "none"}
+
+
+def rematch(c):
+  """Has `match` name a size of what stands there."""
+  _, *owner, _ = c.match.size.split(".")
+  used = standing(c)
+  channels = sorted(name for axis, name in used if axis == "channels")
+  if tuple(owner) in used or not channels:
+    return
+  name = channels[0]
+  module = registry.find("channels", name)
+  size, grows = getattr(module, "MATCH", ("width", True))
+  told = {k: c.model[k] for k in ("dim", "depth", "length")}
+  own = module.Config(**told, **dict(c.model.channels.get(name, {})))
+  if name not in c.model.channels:
+    c.model.channels[name] = ml_collections.ConfigDict()
+  value = own.W if size == "width" else getattr(own, size)
+  c.model.channels[name][size] = value
+  c.match.size = f"model.channels.{name}.{size}"
+  c.match.grows = grows
+
+
 def fields(c) -> list[str]:
-  """Paths of what the model, its mixers, channel mixers and vocabulary can be
-  told."""
-  standing = places(c.model.pattern, c.model.depth, c.model.channel)
-  used = {("mixers", name) for place in standing for name in place.mixers}
-  used |= {("channels", p.channel) for p in standing if p.channel != "none"}
+  """Paths of what the model, its mixers, channel mixers, weights and vocabulary
+  can be told."""
+  used = {*standing(c), ("weights", c.model.linear)}
   common = {f.name for f in dataclasses.fields(config.Config)}
   found = [f"model.{f.name}" for f in dataclasses.fields(lm.Config)]
+  found += [f"model.loop.{f.name}" for f in dataclasses.fields(pattern.Loop)]
   for axis, name in sorted(used):
-    own = dataclasses.fields(registry.find(axis, name).Config)
+    module = registry.find(axis, name)
+    own = dataclasses.fields(getattr(module, "Config", None) or module.Weight)
     found += [
       f"model.{axis}.{name}.{f.name}" for f in own if f.name not in common
     ]
@@ -224,6 +268,8 @@ def fields(c) -> list[str]:
 
 def path_of(c, field: str, name: str) -> str:
   """A field's path, where its own name may be enough."""
+  if field == "vocab":
+    return f"{VOCAB}name"
   return field if "." in field else whole(c, field, name)
 
 
@@ -246,6 +292,8 @@ def may_have(field: str) -> bool:
   match where:
     case ["model"]:
       known = [lm.Config]
+    case ["model", "loop"]:
+      known = [pattern.Loop]
     case ["model", "vocab"]:
       if last in ("name", *vocabulary.WAYS):
         return True
@@ -256,6 +304,8 @@ def may_have(field: str) -> bool:
       name in registry.names(axis)
     ):
       known = [registry.find(axis, name).Config]
+    case ["model", "weights", name] if name in registry.names("weights"):
+      known = [registry.find("weights", name).Weight]
     case _:
       known = []
   return last in {f.name for k in known for f in dataclasses.fields(k)}

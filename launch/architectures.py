@@ -1,4 +1,4 @@
-"""What each token mixer is, costs, and was checked against.
+"""What each token mixer, and each other part, is and was checked against.
 
 python -m launch.architectures [--archs=a,b] [--out=FILE.html] [--check]
   [--measure]
@@ -13,7 +13,7 @@ MEASURE = flags.DEFINE_bool(
   "measure", False, "First time these mixers and keep that in the record."
 )
 CHECK = flags.DEFINE_bool(
-  "check", False, "Fail where a mixer is unverified or its record stale."
+  "check", False, "Fail where a part is unverified or its record stale."
 )
 ARCHS = flags.DEFINE_list("archs", ["all"], "Mixers, or all.")
 MEMORY = "fewer --archs"
@@ -44,11 +44,12 @@ def main(argv):
     )
   with progress.bar(names, "mixers", unit="") as bar:
     table = provenance.rows(names=bar)
-  print(architectures.text(table))
+  parts = provenance.parts() if ARCHS.value == ["all"] else []
+  print(architectures.text(table, parts))
   if OUT.value:
-    workdir.replace(OUT.value, architectures.page(table))
+    workdir.replace(OUT.value, architectures.page(table, parts))
     print(f"\nwrote {OUT.value}")
-  wrong = [row["name"] for row in table if row["wrong"]]
+  wrong = [row["name"] for row in [*table, *parts] if row["wrong"]]
   if CHECK.value and wrong:
     raise ValueError(
       f"{', '.join(wrong)}: unverified or stale; run pytest --provenance"

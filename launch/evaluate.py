@@ -9,7 +9,9 @@ from absl import flags
 
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A trained run's folder.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A run's folder, or its artefact."
+)
 DATA = flags.DEFINE_string("data", None, "Data; by default the run's own.")
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Which.")
 CONTEXT = command.define_count(

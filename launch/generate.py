@@ -11,7 +11,9 @@ from absl import flags
 
 from launch import command
 
-WORKDIR = flags.DEFINE_string("workdir", None, "A trained run's folder.")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "A run's folder, or its artefact."
+)
 PROMPT = flags.DEFINE_string("prompt", "", "What the text begins with.")
 TEMPERATURE = flags.DEFINE_float(
   "temperature", 0.8, "0 for the likeliest symbol.", lower_bound=0

@@ -95,6 +95,18 @@ def close(a, b, tolerance=1e-5):
   jax.tree.map(check, a, b)
 
 
+def held(record_property, kind, name, source, ours, theirs, fields=None):
+  """Ours are theirs within 1e-5, and the record of a part may say so."""
+  close(ours, theirs)
+  about = {
+    "source": source,
+    "fields": fields or {},
+    "tolerance": 1e-5,
+    "errors": {"value": distance(ours, theirs)},
+  }
+  record_property("provenance", [kind, name, "cases", about])
+
+
 def distance(a, b) -> float:
   """The largest difference of a leaf, in units of its largest value in b."""
 

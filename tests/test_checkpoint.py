@@ -454,7 +454,7 @@ def test_a_model_is_loaded_from_its_folder_alone(run, which, step, capfd):
   assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("rename", ["whole_vocab", "without_trunk"])
+@pytest.mark.parametrize("rename", [None, "whole_vocab", "without_trunk"])
 @pytest.mark.parametrize("vocab", ["full", "lowrank"])
 def test_names_of_before_are_read(tmp_path, rename, vocab, capfd):
   """Of a model's arrays, and of Adam's means."""
@@ -462,11 +462,18 @@ def test_names_of_before_are_read(tmp_path, rename, vocab, capfd):
   c.model.vocab.name, c.model.positions = vocab, c.train.length
   step = Step(c)
   state = step.init(0, 1e-3)
-  old = renames.older(state, getattr(renames, rename))
-  assert {"positions", "vocab"} < old["params"].keys()
+
+  def before(path):
+    path = renames.bare_maps(path)
+    return getattr(renames, rename)(path) if rename else path
+
+  old = renames.older(state, before)
   assert "positions" in state["params"]["vocab"]
-  assert ("trunk" in old["params"]) == (rename == "whole_vocab")
-  assert old["params"]["vocab"]["embedding"].ndim == 2
+  assert ("positions" in old["params"]) == bool(rename)
+  assert ("trunk" in old["params"]) == (rename != "without_trunk")
+  block = old["params"].get("trunk", old["params"])["stack_0"]["block_0"]
+  assert block["channel"]["gate"].ndim == 4
+  assert block["channel"]["shared"]["down"].ndim == 3
   with workdir.Workdir(tmp_path) as w, Checkpoints(w) as saved:
     w.record(c)
     saved.save(1, old, metrics={BITS: 1.0})

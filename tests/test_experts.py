@@ -54,7 +54,7 @@ def naive(channel, x):
     y = y * jax.nn.sigmoid(x @ channel.shared_gate[...])
   for e in range(cfg.experts):
     gate, up, down = (
-      p[...][e] for p in (channel.gate, channel.up, channel.down)
+      p.weight[...][e] for p in (channel.gate, channel.up, channel.down)
     )
     own = (jax.nn.silu(x @ gate) * (x @ up)) @ down
     y = y + weights[..., e, None] * own
@@ -117,7 +117,8 @@ def test_one_expert_is_the_dense_layer(score):
     swiglu.Config(**COMMON, width=7), layer=jnp.int32(0), rngs=nnx.Rngs(1)
   )
   for name in ("gate", "up", "down"):
-    getattr(dense, name)[...] = getattr(channel, name)[...][0]
+    own = getattr(channel, name).weight[...]
+    getattr(dense, name).weight[...] = own[0]
   run = jax.jit(call)
   close(run(channel, inputs()), run(dense, inputs()), 1e-6)
 
@@ -177,7 +178,7 @@ def test_gradients_add_up_in_float32(platform):
     return jax.grad(lambda c: jnp.sum(call(c, x).astype(jnp.float32)))(channel)
 
   with target.using(platform):
-    whole, one = (grad(channel, x).down[...] for x in (x, x[:, :1]))
+    whole, one = (grad(channel, x).down.weight[...] for x in (x, x[:, :1]))
   close(whole / 4096, one, 4e-3)  # bfloat16 rounds by half of that
 
 

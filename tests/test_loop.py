@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from models import config
 
-from train import checkpoint, loop, metrics
+from arch import arrays
+from train import checkpoint, loop, metrics, models
 from train import data as data_lib
 from train.step import Step
 
@@ -291,6 +292,31 @@ def test_a_run_begins_with_anothers_parameters(text, never_stopped, tmp_path):
   with pytest.raises(ValueError, match="another model: .* there, .* here") as e:
     loop.run(wide, tmp_path / "third", text, init=str(first))
   assert "\n" not in str(e.value)
+
+
+def test_averaged_weights_are_the_runs(text, tmp_path):
+  """They are scored, kept, loaded and begun with; the last stand beside."""
+  c = prepared(text, ema=0.9)
+  step, path = Step(c), tmp_path / "run"
+  result = loop.run(c, path, text, step=step)
+  last = numbers(path)[-1]
+  assert last["bits_per_byte"] == result.scores[0].bits_per_byte
+  assert last["last_bits_per_byte"] != last["bits_per_byte"]
+  own, _ = arrays.pure(models.load(path, "last"))
+  jax.tree.map(np.testing.assert_array_equal, own, result.state["ema"])
+  with loop.Signals() as signals:
+    signals.name = "SIGTERM"
+    other = loop.run(
+      c,
+      tmp_path / "other",
+      text,
+      step=step,
+      signals=signals,
+      init=str(path),
+    )
+  for name in ("params", "ema"):
+    jax.tree.map(np.testing.assert_array_equal, other.state[name], own)
+  assert not loop.run(c, tmp_path / "other", text, step=step).stopped
 
 
 def test_parameters_of_other_symbols_are_refused(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from models import build, close, config, noisy, tokens, unrolled
+from models import build, close, config, held, noisy, tokens, unrolled
 
 import arch
 from arch import arrays, layers, registry, roles
@@ -200,7 +200,9 @@ def test_places_that_share_must_be_equal():
 
 
 @pytest.mark.parametrize("unroll", [0, 8])
-def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
+def test_an_aside_block_is_read_by_the_next_one_only(
+  monkeypatch, unroll, record_property
+):
   """Zamba2: shared weights beside a place's own maps, the embedded tokens."""
   unrolled(monkeypatch, unroll)
   shared = {
@@ -238,18 +240,22 @@ def test_an_aside_block_is_read_by_the_next_one_only(monkeypatch, unroll):
       u = block.norm(jnp.concatenate([x, e], -1))
       y, *_ = attention(u, None, None)
       swiglu = arrays.fill(block, params, {}).channel
-      wide = jnp.concatenate([swiglu.gate[...], swiglu.up[...]], 1)
+      maps = swiglu.gate, swiglu.up
+      wide = jnp.concatenate([m.weight[...] for m in maps], 1)
       wide += low.channel.down.weight[...] @ low.channel.up.weight[...]
-      swiglu.gate[...], swiglu.up[...] = jnp.split(wide, 2, 1)
+      for m, half in zip(maps, jnp.split(wide, 2, 1), strict=True):
+        m.weight[...] = half
       a = swiglu(block.channel_norm(y), None, None)[0] @ low.out.weight[...]
       last = own(i, "block_1")
       x = x + last.mingru(last.norm(x + a), None, None)[0]
     return model.norm(x)
 
-  close(features(model, text), slow(model))
+  source, ours = "Zamba2 (2411.15242), spelled out", features(model, text)
+  fields = {"unroll": unroll}
+  held(record_property, "wiring", "aside", source, ours, slow(model), fields)
 
 
-def test_parallel_mixers_are_normalised_and_averaged():
+def test_parallel_mixers_are_normalised_and_averaged(record_property):
   c = config("mamba2_attention")
   c.model.pattern, c.model.depth = ("mamba2|attention",), 1
   model = noisy(build(c))
@@ -266,7 +272,8 @@ def test_parallel_mixers_are_normalised_and_averaged():
     return x + sum(both) / 2
 
   found = jax.jit(lambda block: block(x, None, At())[0])(block)
-  close(found, slow(block))
+  source = "Hymba (2411.13676), eq. 3, spelled out"
+  held(record_property, "wiring", "parallel", source, found, slow(block))
 
 
 @pytest.mark.parametrize("norm", sorted(layers.NORMS))

@@ -246,3 +246,42 @@ def test_schedules(name):
 def test_a_wrong_setting_is_refused(fields, error):
   with pytest.raises(ValueError, match=error):
     Step(quick(**fields))
+
+
+@pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
+def test_decay_that_falls_is_the_plain_one_times_its_share(name):
+  """At the first step, halfway and at the last; of matrices alone."""
+  c = quick("mamba2", steps=5, decay=0.5, optimizer=name)
+  plain = Step(c)
+  c.train.decay_final = 0.2
+  falls = Step(c)
+  state = plain.init(0, 1.0)
+  params = state["params"]
+  zero = jax.tree.map(jnp.zeros_like, params)
+  whole, _ = plain.optimizer.update(zero, state["opt"], params)
+  none, _ = falls.optimizer.update(zero, falls.init(0, 1.0)["opt"], params)
+  assert not any(map(np.any, jax.tree.leaves(none)))
+  for step, share in ((0, 1.0), (2, 0.6), (4, 0.2)):
+    own = optimizer.decayed(c.train, falls.roles, none, params, step)
+    close(own, jax.tree.map(lambda u, share=share: share * u, whole), 1e-6)
+
+
+def test_averaged_weights_are_a_loops():
+  c = quick(ema=0.9)
+  step = Step(c)
+  state = step.init((0, 1), (1e-2, 3e-3))
+  close(state["ema"], state["params"], 0)
+  average, kept = jax.device_get(state["params"]), []
+  for i in range(12):
+    state, _ = step.train(state, batch(c, seed=i))
+    kept.append(min(0.9, (1 + i) / (10 + i)))
+    average = jax.tree.map(
+      lambda a, p, k=kept[-1]: k * a + (1 - k) * p, average, state["params"]
+    )
+  assert kept[0] == 0.1 and kept[-1] < 0.9
+  close(state["ema"], average, 1e-5)
+  scorer, data = Scorer(step.model), [batch(c)]
+  averaged, last = (scorer(state, data, 0, last) for last in (False, True))
+  swapped = {**state, "params": state["ema"]}
+  del swapped["ema"]
+  assert scorer(swapped, data, 0) == averaged != last

@@ -1,5 +1,6 @@
 """Vocabularies, and the loss that never builds all logits."""
 
+import functools
 import math
 from types import SimpleNamespace
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.extend import core
-from models import close
+from models import close, config, held
 
+import arch
 from arch import losses, registry
 from arch.product import product
 from arch.vocabulary import WAYS, Vocab
@@ -291,12 +293,13 @@ def test_any_way_in_goes_with_any_way_out(pair):
   _, targets, weights = data(4, 9, 6, 13)
 
   @jax.jit
-  @jax.value_and_grad
+  @functools.partial(jax.value_and_grad, has_aux=True)
   def graded(vocab):
     x, _ = vocab.embed(tokens)
-    return vocab.loss(x, targets, weights)
+    nats = vocab.loss(x, targets, weights)
+    return nats + vocab.later(x, targets, weights), nats
 
-  loss, gradient = graded(vocab)
+  (_, loss), gradient = graded(vocab)
   assert abs(loss - untaught(vocab, targets, weights)) < 0.5
   for path, g in jax.tree.leaves_with_path(nnx.state(gradient)):
     g = np.asarray(g)
@@ -359,16 +362,52 @@ def test_fields_go_to_the_way_that_knows_them():
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_lowrank_is_the_product(tied):
+def test_full_is_torchs(tied, record_property):
+  """Rows in, logits, nats and their gradients."""
+  torch = pytest.importorskip("torch")
+  vocab = make("full", tied=tied)
+  x, targets, weights = data(3, 7, 6, 13)
+  E = torch.tensor(np.asarray(vocab.embedding.rows[...]), requires_grad=True)
+  R = E[:13]
+  if not tied:
+    R = torch.tensor(np.asarray(vocab.readout.rows[...]), requires_grad=True)
+  features = torch.tensor(np.asarray(x), requires_grad=True)
+  logits = torch.nn.functional.linear(features, R)
+  nats = torch.nn.functional.cross_entropy(
+    logits.reshape(-1, 13),
+    torch.tensor(np.asarray(targets)).ravel().long(),
+    reduction="none",
+  )
+  w = torch.tensor(np.asarray(weights)).ravel()
+  (torch.sum(w * nats) / torch.sum(w)).backward()
+  embedded = torch.nn.functional.embedding(torch.arange(14), E).detach()
+
+  def loss(vocab, x):
+    return vocab.loss(x, targets, weights)
+
+  moved, d_x = jax.jit(jax.grad(loss, (0, 1)))(vocab, x)
+  table = moved.embedding if tied else moved.readout
+  ours = [rows_of(vocab), vocab.logits(x), d_x, table.rows[...]]
+  grad = E.grad if tied else R.grad
+  theirs = [embedded, logits.detach(), features.grad, grad]
+  theirs = [t.numpy() for t in theirs]
+  source, fields = "torch embedding and cross_entropy", {"tied": tied}
+  held(record_property, "vocab", "full", source, ours, theirs, fields)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_lowrank_is_the_product(tied, record_property):
   vocab = make("lowrank", tied=tied)
   way_in, way_out = vocab.embedding, vocab.readout
   E, P, Q = (p[...] for p in (way_in.rows, way_in.widen, way_out.narrow))
   assert (E.shape, P.shape, Q.shape) == ((14, 2), (2, 6), (6, 2))
   R = E[:13] if tied else way_out.rows[...]
   tokens = jnp.arange(14)[None]
-  close(vocab.embed(tokens)[0][0], E @ P, 1e-6)
   x, *_ = data(3, 7, 6, 13)
-  close(vocab.logits(x), x @ (Q @ R.T), 1e-6)
+  ours = vocab.embed(tokens)[0][0], vocab.logits(x)
+  theirs = E @ P, x @ (Q @ R.T)
+  source, fields = "ALBERT (1909.11942), sec. 3.1, in numpy", {"tied": tied}
+  held(record_property, "vocab", "lowrank", source, ours, theirs, fields)
 
 
 @pytest.mark.parametrize("name", ["full", "lowrank"])
@@ -493,13 +532,22 @@ def test_made_rows_are_read_and_answered(name):
 
 
 @pytest.mark.parametrize("operation", ["product", "sum"])
-def test_compositional_is_its_formula(operation):
+def test_compositional_is_its_formula(operation, record_property):
   vocab = make("compositional", operation=operation, remainders=5)
   q, r = read(vocab.embedding).values()
   assert q.shape == (3, 6) and r.shape == (5, 6)
-  for t, row in enumerate(rows_of(vocab)):
-    pair = q[t // 5], r[t % 5]
-    close(row, np.prod(pair, 0) if operation == "product" else sum(pair), 1e-6)
+  pairs = [(q[t // 5], r[t % 5]) for t in range(14)]
+  whole = [np.prod(p, 0) if operation == "product" else sum(p) for p in pairs]
+  source = "1909.02107, sec. 4, in numpy"
+  held(
+    record_property,
+    "vocab",
+    "compositional",
+    source,
+    rows_of(vocab),
+    np.stack(whole),
+    {"operation": operation},
+  )
 
 
 def mix(x):
@@ -508,7 +556,7 @@ def mix(x):
   return x ^ x >> 16
 
 
-def test_hashed_is_its_formula():
+def test_hashed_is_its_formula(record_property):
   vocab = make("hashed", hashes=3, buckets=4, size=13)
   own = read(vocab.embedding)
   weights = np.random.default_rng(0).normal(size=(14, 3))
@@ -519,8 +567,12 @@ def test_hashed_is_its_formula():
     [mix((mix(t) + int(s)) % 2**32) % 4 for s in seeds] for t in range(14)
   ]
   assert {i for row in chosen for i in row} == {0, 1, 2, 3}
-  for row, w, at in zip(rows_of(vocab), weights, chosen, strict=True):
-    close(row, w @ own["buckets"][at], 1e-6)
+  whole = [
+    w @ own["buckets"][at] for w, at in zip(weights, chosen, strict=True)
+  ]
+  source = "1709.03933, eq. 1 to 3, in numpy"
+  whole = np.stack(whole)
+  held(record_property, "vocab", "hashed", source, rows_of(vocab), whole)
 
 
 def test_hashes_tell_symbols_apart():
@@ -538,21 +590,23 @@ def test_hashes_tell_symbols_apart():
   assert np.sum(same * (same - 1) / 2) < 60
 
 
-def test_tensor_train_is_its_formula():
+def test_tensor_train_is_its_formula(record_property):
   vocab = make("tensor_train", rank=3, dim=12)
   own = read(vocab.embedding)
   F, G, H = (own[k] for k in "FGH")
   (n1, n2, n3), (d1, d2, d3) = vocab.cfg.n, vocab.cfg.d
   assert (n1, n2, n3) == (2, 3, 3) and sorted((d1, d2, d3)) == [2, 2, 3]
-  for t, row in enumerate(rows_of(vocab)):
+  rows = rows_of(vocab)
+  exact = np.zeros(rows.shape)
+  for t, n in np.ndindex(rows.shape):
     i, j, k = t // 9, t // 3 % 3, t % 3
-    for n, value in enumerate(row):
-      a, b, c = n // (d2 * d3), n // d3 % d2, n % d3
-      exact = F[i, 0, a] @ G[j, :, b] @ H[k, :, c, 0]
-      assert value == pytest.approx(exact, rel=1e-4, abs=1e-6)
+    a, b, c = n // (d2 * d3), n // d3 % d2, n % d3
+    exact[t, n] = F[i, 0, a] @ G[j, :, b] @ H[k, :, c, 0]
+  source = "the product of three cores in numpy"
+  held(record_property, "vocab", "tensor_train", source, rows, exact)
 
 
-def test_mixture_is_its_formula():
+def test_mixture_is_its_formula(record_property):
   vocab = make(("full", "mixture"), tied=False, softmaxes=3)
   own = read(vocab.readout)
   x, targets, _ = data(3, 7, 6, 13)
@@ -561,9 +615,11 @@ def test_mixture_is_its_formula():
   for k in range(3):
     h = np.tanh(x @ own["turn"][:, 6 * k : 6 * k + 6])
     total += share[..., k, None] * jax.nn.softmax(h @ own["rows"].T)
-  close(jax.nn.softmax(vocab.logits(x)), total, 1e-6)
   chosen = np.take_along_axis(total, np.asarray(targets)[..., None], -1)[..., 0]
-  close(vocab.score(x, targets)[0], -np.log(chosen), 1e-6)
+  ours = jax.nn.softmax(vocab.logits(x)), vocab.score(x, targets)[0]
+  source = "1711.03953, sec. 2.4, in numpy"
+  theirs = total, -np.log(chosen)
+  held(record_property, "vocab", "mixture", source, ours, theirs)
 
 
 def test_one_softmax_of_a_mixture_is_a_softmax_of_its_turn():
@@ -574,17 +630,75 @@ def test_one_softmax_of_a_mixture_is_a_softmax_of_its_turn():
   close(vocab.logits(x), jax.nn.log_softmax(logits), 1e-6)
 
 
-def test_sigsoftmax_is_its_formula():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_later_symbols_are_those_of_a_loop(dtype, record_property):
+  """Within a document, at most k - 1 positions on; and their weights'."""
+  vocab = make(
+    ("full", "ahead"), tied=False, symbols=3, weight=0.7, dtype=dtype
+  )
+  assert not np.any(vocab.readout.turn[...])  # all heads begin as the first
+  turn = jax.random.normal(jax.random.key(2), (6, 12))
+  vocab.readout.turn[...] = turn
+  x, targets, weights = data(2, 5, 6, 13, jnp.dtype(dtype))
+  reset = jnp.zeros((2, 5), bool).at[0, 2].set(True).at[1, 0].set(True)
+  rows = read(vocab.readout)["rows"]
+  own, total, whole = np.float64(x), 0.0, 0.0
+  for b, t, j in np.ndindex(2, 5, 2):
+    at = t + j + 1
+    if at > 4 or np.any(reset[b, t + 1 : at + 1]):
+      continue
+    h = own[b, t] @ np.float64(turn[:, 6 * j : 6 * j + 6])
+    logits = (own[b, t] + h / (1 + np.exp(-h))) @ rows.T
+    nats = np.log(np.sum(np.exp(logits))) - logits[targets[b, at]]
+    total, whole = total + weights[b, at] * nats, whole + weights[b, at]
+  with jax.numpy_dtype_promotion("strict"):
+    found = jax.jit(vocab.later)(x, targets, weights, reset)
+  if dtype == "float32":
+    source = "2401.10774 and 2412.19437, eq. 24 and 25, in numpy"
+    exact = np.float32(0.7 * total / whole)
+    held(record_property, "vocab", "ahead", source, found, exact)
+  close(found, 0.7 * total / whole, 2e-2)
+  assert found.dtype == jnp.float32
+  # scores are of the first head
+  close(vocab.score(x, targets)[0], untied(vocab, x, targets), 1e-5)
+  one = jax.jit(vocab.later)(x[:, :1], targets[:, :1], weights[:, :1])
+  assert one == 0
+
+
+def untied(vocab, x, targets):
+  logits = vocab.logits(x)
+  chosen = jnp.take_along_axis(logits, targets[..., None], -1)[..., 0]
+  return jax.nn.logsumexp(logits, -1) - chosen
+
+
+def test_training_costs_what_only_training_asks_for():
+  def counted(**vocab):
+    c = config("mingru")
+    c.model.vocab = dict(name="full", size=17) | vocab
+    return arch.count(arch.abstract(c.model), 13)
+
+  plain = counted()
+  assert plain.training == 3 * plain.forward.total
+  D, k = 24, 4
+  more = counted(output="ahead", symbols=k)
+  assert more.forward == plain.forward
+  products = (k - 1) * (2 * D * D + 2 * D * 17)
+  extra = (more.training - plain.training) / 3
+  assert products < extra < 1.5 * products
+
+
+def test_sigsoftmax_is_its_formula(record_property):
   vocab = make(("full", "sigsoftmax"), tied=False)
   x, *_ = data(3, 7, 6, 13)
   z = 50 * x @ read(vocab.readout)["rows"].T
   p = jnp.exp(z) * jax.nn.sigmoid(z)
   p = p / jnp.sum(p, -1, keepdims=True)
-  close(jax.nn.softmax(vocab.logits(50 * x)), p, 1e-5)
+  ours, source = jax.nn.softmax(vocab.logits(50 * x)), "1805.10829, eq. 15"
+  held(record_property, "vocab", "sigsoftmax", source, ours, p)
 
 
 @pytest.mark.parametrize("width", [None, 4])
-def test_ngrams_are_those_of_a_loop(width):
+def test_ngrams_are_those_of_a_loop(width, record_property):
   vocab = make(
     ("ngram", "full"), tied=False, order=3, buckets=50, width=width, size=13
   )
@@ -598,6 +712,7 @@ def test_ngrams_are_those_of_a_loop(width):
   reset[1, 4] = True
 
   x, state = vocab.embed(jnp.asarray(tokens), jnp.asarray(reset))
+  whole = np.zeros(x.shape)
   for b, text in enumerate(tokens):
     begin = 0
     for t, symbol in enumerate(text):
@@ -608,7 +723,9 @@ def test_ngrams_are_those_of_a_loop(width):
         key = (mix(key) + (int(text[at]) if at >= begin else 13)) % 2**32
         gram = own[f"grams_{n}"][mix(key) % 50]
         row += gram @ own[f"widen_{n}"] if width else gram
-      close(x[b, t], row, 1e-5)
+      whole[b, t] = row
+  source = "a loop over hashed n-grams in numpy"
+  held(record_property, "vocab", "ngram", source, x, whole, {"width": width})
   assert np.array_equal(state["last"], tokens[:, -2:])
 
 
@@ -634,7 +751,7 @@ def test_a_band_reads_its_own_symbols():
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_adaptive_is_torchs(factor):
+def test_adaptive_is_torchs(factor, record_property):
   torch = pytest.importorskip("torch")
   vocab = make(
     ("full", "adaptive"),
@@ -655,7 +772,6 @@ def test_adaptive_is_torchs(factor):
   x, targets, _ = data(4, 16, 16, 31)
   flat = torch.tensor(np.asarray(x).reshape(-1, 16), requires_grad=True)
   exact = theirs.log_prob(flat).detach().numpy()
-  close(vocab.logits(x).reshape(-1, 31), exact, 1e-5)
   labels = torch.tensor(np.asarray(targets).ravel()).long()
   loss = theirs(flat, labels).loss
   loss.backward()
@@ -664,8 +780,10 @@ def test_adaptive_is_torchs(factor):
     return vocab.loss(x, targets, jnp.ones(targets.shape))
 
   nats, gradient = jax.value_and_grad(mean)(x)
-  close(nats, loss.item(), 1e-5)
-  close(gradient.reshape(-1, 16), flat.grad.numpy(), 1e-5)
+  ours = vocab.logits(x).reshape(-1, 31), nats, gradient.reshape(-1, 16)
+  theirs = exact, np.float32(loss.item()), flat.grad.numpy()
+  source, fields = "torch AdaptiveLogSoftmaxWithLoss", {"factor": factor}
+  held(record_property, "vocab", "adaptive", source, ours, theirs, fields)
 
 
 @pytest.mark.parametrize(
@@ -686,6 +804,8 @@ def test_adaptive_is_torchs(factor):
     ("adaptive", {"cutoffs": (5.5,)}, "must be whole numbers"),
     (("full", "mixture"), {"softmaxes": 0}, "softmaxes=0 must be at least 1"),
     (("ngram", "full"), {"order": 1}, "order=1 must be at least 2"),
+    (("full", "ahead"), {"symbols": 0}, "symbols=0 must be at least 1"),
+    (("full", "ahead"), {"weight": -1.0}, "weight=-1.0 must be at least 0"),
   ],
 )
 def test_what_does_not_fit_is_refused(name, fields, message):

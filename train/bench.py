@@ -3,8 +3,8 @@
 Every time is the least of several repeats, so that another program's moment
 on the machine does not count; compiling is timed apart, never from a cache.
 
-  FLOP/s   3 x forward FLOPs a token (arch.count) x tokens/s: the backward pass
-           is taken as twice the forward one, recomputation is not counted
+  FLOP/s   training FLOPs a token (arch.count) x tokens/s: the backward pass is
+           taken as twice the forward one, recomputation is not counted
   memory   bytes of the compiled step: arguments, results and temporaries, of
            one device, or of a CPU's together
   decode   greedy, batch 1, from a state that is carried and donated
@@ -69,7 +69,7 @@ def measure(cfg, peak: float, seconds: float = 3.0) -> dict:
   devices = state["step"].sharding.num_devices if shared else 1
   took, state = training(train, state, batch, seconds)
   rate = cfg.train.batch * cfg.train.length / took
-  achieved = 3 * count.forward.total * rate
+  achieved = count.training * rate
   return {
     "dim": cfg.model.dim,
     "depth": cfg.model.depth,

@@ -24,6 +24,7 @@ from configs import path_of
 from train import (
   checkpoint,
   loop,
+  models,
   platform,
   progress,
   provenance,
@@ -304,9 +305,19 @@ class Comparison:
         cfg.match.size.removeprefix("model."): sizes.get(cfg, cfg.match.size),
       },
       "flops_per_token": sizes_.forward.total,
+      "training_flops_per_token": sizes_.training + self.taught(cfg, sizes_),
       "decode_flops": {str(n): d.flops.total for n, d in later.items()},
       "state_bytes": {str(n): d.bytes for n, d in later.items()},
     }
+
+  def taught(self, cfg, own) -> float:
+    """FLOPs a token of a teacher, if any: its call, and both its answers and
+    the model's, which are made for it again."""
+    if not cfg.train.teacher:
+      return 0.0
+    model = models.trained(cfg.train.teacher).model
+    call = arch.count(model, cfg.train.length).forward
+    return call.total + 3 * own.forward.groups["vocab"]
 
   def show(self, arms):
     self.say(f"{'arm':20} {'parameters':>11} {'embedding':>10}  sizes")

@@ -15,7 +15,7 @@ import numpy as np
 
 from arch import arrays
 from train import data as data_lib
-from train import models, progress, tokenizer, workdir
+from train import models, progress
 from train.sharding import Sharding, apart
 
 
@@ -72,22 +72,24 @@ class Scorer:
     model = arrays.fill(self.model, params, buffers)
     return sums(model, batch)[0]
 
-  def __call__(self, state, batches, size: int) -> list[Score]:
+  def __call__(self, state, batches, size: int, last=False) -> list[Score]:
     """One Score a replicate (one in all without replicates).
 
     Args:
-      state: a training state; its params and buffers are read.
+      state: a training state; its params and buffers are read, or its averaged
+        params, where it has some, unless `last`.
       batches: dicts of tokens, targets, weights, reset, each B T.
       size: bytes of raw text that the batches spell; 0 for a task.
     """
-    R = state["step"].shape
+    R, averaged = state["step"].shape, "ema" in state and not last
+    params = state["ema" if averaged else "params"]
     score, sharding = self._compiled[len(R)], Sharding.of(state)
     # summed on the host in float64: a long split outgrows float32
     sums = 0.0
     for batch in batches:
       batch = sharding.batch(batch, *R)
       with apart(batch):
-        part = score(state["params"], state["buffers"], batch)
+        part = score(params, state["buffers"], batch)
       sums = sums + np.asarray(part, np.float64)
     return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]
 
@@ -108,7 +110,7 @@ def whole(
   has no more than those: it is scored in windows, each with a fresh state.
 
   Args:
-    run: a trained run's workdir.
+    run: a trained run's workdir, or an artefact.
     data: what train.data.load knows; the run's own by default.
     context: how many tokens back attention looks; the config's by default.
     chunk: tokens a call.
@@ -119,12 +121,11 @@ def whole(
   for name, value in (("context", context), ("chunk", chunk)):
     if value is not None and value < 1:
       raise ValueError(f"--{name}={value} must be at least 1")
-  cfg = workdir.of_run(run)
+  cfg, tokens, model = models.trained(run, which)
   named = {**cfg["data"], "name": data or cfg["data"]["name"]}
-  text = data_lib.load(named, tokens=tokenizer.of_run(run))
+  text = data_lib.load(named, tokens=tokens)
   if text.is_task:
     raise ValueError(f"{text.name} is a task: a stream needs text")
-  model = models.load(run, which)
   graph, weights = arrays.split(model)
 
   @functools.partial(jax.jit, donate_argnums=1)

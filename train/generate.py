@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch import arrays
-from train import checkpoint, models, tokenizer
+from train import checkpoint, models
 
 
 def sample(logits, key, temperature: float, top_p: float):
@@ -63,8 +63,7 @@ def stream(
     raise ValueError(f"--top_p={top_p} must be from 0 to 1")
   if not 0 <= seed < 2**32:
     raise ValueError(f"--seed={seed} must be from 0 to 2**32 - 1")
-  tokens = tokenizer.of_run(workdir)
-  model = models.load(workdir, which)
+  _, tokens, model = models.trained(workdir, which)
   graph, weights = arrays.split(model)
   blank = jnp.asarray(tokens.blank, jnp.int32)
   known = math.inf if model.limit is None else model.limit

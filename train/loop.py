@@ -106,18 +106,11 @@ def taken(path, state, data) -> dict:
   Raises:
     ValueError: its model or its tokeniser is another.
   """
-  if not data.is_task:
-    own, here = (
-      (type(t), t.vocab, getattr(t, "hash", ""))
-      for t in (tokenizer.of_run(path), data.tokenizer)
-    )
-    if own != here:
-      raise ValueError(
-        f"--init={path} was trained on symbols of another tokeniser than "
-        f"{data.name} has here"
-      )
+  models.same_symbols(path, data, "--init")
   found = arrays.pure(models.load(path))
   found = dict(zip(("params", "buffers"), found, strict=True))
+  if "ema" in state:
+    found["ema"] = jax.tree.map(np.array, found["params"])
   saved = checkpoint.shapes(found)
   fresh = checkpoint.shapes({k: state[k] for k in found})
   other = [k for k in saved | fresh if saved.get(k) != fresh.get(k)]
@@ -347,8 +340,8 @@ class Run:
     self.log.write(**line)
     self.curve.append(line)
 
-  def score(self) -> list[Score]:
-    return self.scorer(self.state, self.windows, self.windows.bytes)
+  def score(self, last=False) -> list[Score]:
+    return self.scorer(self.state, self.windows, self.windows.bytes, last)
 
   def evaluate(self) -> dict:
     """Scores the state and logs it; what decides whether it is the best."""
@@ -356,6 +349,10 @@ class Run:
     self.bar.set_postfix_str("scoring")
     self.scores = self.score()
     found = [s.metrics for s in self.scores]
+    if "ema" in self.state:  # what is averaged is the run's, the last beside
+      last = self.score(last=True)
+      more = [{f"last_{metric}": s.metrics[metric]} for s in last]
+      found = [f | m for f, m in zip(found, more, strict=True)]
     self.bar.set_postfix_str(f"valid {found[0][metric]:.4f}", refresh=False)
     if not self.R:
       names = {"nats": "valid_nats"}

@@ -1,13 +1,75 @@
 """The one door to a trained model."""
 
 from pathlib import Path
+from typing import NamedTuple
+
+import jax
 
 from arch import arrays, lm
-from train import checkpoint, workdir
+from train import artefact, checkpoint, tokenizer, workdir
+
+
+class Trained(NamedTuple):
+  """
+  Attributes:
+    config: the run's, nested dicts.
+    tokens: its tokeniser.
+    model: with its weights.
+  """
+
+  config: dict
+  tokens: object
+  model: lm.LM
+
+
+def trained(path, which="best") -> Trained:
+  """A run on text by its folder, or what launch.export made of one.
+
+  Raises:
+    ValueError: as `load`, or a run on a task.
+  """
+  if Path(path).is_file():
+    return Trained(*artefact.read(path)[:3])
+  config, tokens = workdir.of_run(path), tokenizer.of_run(path)
+  return Trained(config, tokens, load(path, which))
+
+
+def same_symbols(path, data, what: str):
+  """ValueError where a run or an artefact reads other symbols than the data.
+
+  Args:
+    what: how the error names the path.
+  """
+  if data.is_task:
+    return
+
+  def told(tokens):
+    return type(tokens).__name__, tokens.vocab, getattr(tokens, "hash", "")
+
+  own, here = told(trained_tokens(path)), told(data.tokenizer)
+  if own != here:
+    raise ValueError(
+      f"{what}={path} was trained on symbols of another tokeniser, "
+      f"{' '.join(map(str, own)).rstrip()}, than {data.name} has here, "
+      f"{' '.join(map(str, here)).rstrip()}"
+    )
+
+
+def trained_tokens(path):
+  """The tokeniser of a run or an artefact."""
+  if Path(path).is_file():
+    return artefact.read(path).tokens
+  return tokenizer.of_run(path)
+
+
+def parameters(model) -> int:
+  params, _ = arrays.pure(model)
+  return sum(p.size for p in jax.tree.leaves(params))
 
 
 def load(path, which="best"):
-  """The model that a run has trained, without its optimiser.
+  """The model that a run has trained, without its optimiser; with averaged
+  weights, where the run has some.
 
   Args:
     path: the run's folder, which is only read.
@@ -18,7 +80,8 @@ def load(path, which="best"):
   """
   if which not in ("best", "last"):
     raise ValueError(f"which={which!r}: best or last")
-  model = abstract(workdir.of_run(path)["model"], Path(path) / "config.json")
+  config = workdir.of_run(path)
+  model = abstract(config["model"], Path(path) / "config.json")
   folder, whole = Path(path) / checkpoint.FOLDER, []
   for step in checkpoint.ranked(path):
     found = folder / str(step)
@@ -36,10 +99,10 @@ def load(path, which="best"):
   if len(whole) < len(checkpoint.steps(path)):
     checkpoint.say(f"{path}: the checkpoint of step {step} is used")
   params, buffers = arrays.pure(model)
-  target = {"params": params, "buffers": buffers}
-  return arrays.fill(
-    model, **checkpoint.read(folder / str(step), target, part=True)
-  )
+  learnt = "ema" if config.get("train", {}).get("ema") else "params"
+  target = {learnt: params, "buffers": buffers}
+  found = checkpoint.read(folder / str(step), target, part=True)
+  return arrays.fill(model, found[learnt], found["buffers"])
 
 
 def abstract(config, where):

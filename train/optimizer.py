@@ -49,6 +49,32 @@ def schedule(cfg):
   return share
 
 
+def matrices(roles: dict) -> dict:
+  return jax.tree.map(lambda role: role == "Matrix", roles)
+
+
+def decayed(cfg, roles: dict, updates, params, step):
+  """The updates of a step with its weight decay, where that falls from
+  `decay` to `decay_final` of it."""
+  if cfg.decay_final == 1:
+    return updates
+  done = jnp.float32(step) / max(1, cfg.steps - 1)
+  decay = cfg.decay * (1 - (1 - cfg.decay_final) * jnp.minimum(done, 1))
+  return jax.tree.map(
+    lambda u, p, own: u - decay * p if own else u,
+    updates,
+    params,
+    matrices(roles),
+  )
+
+
+def average(kept: float, old, new, step):
+  """An exponential average of parameters after a step, of 0-based steps:
+  `kept` of the old one, but less at first, when that is of few."""
+  kept = jnp.minimum(kept, (1 + jnp.float32(step)) / (10 + step))
+  return jax.tree.map(lambda a, b: a + (1 - kept) * (b - a), old, new)
+
+
 def make(cfg, roles: dict) -> optax.GradientTransformation:
   """The optimiser of a config's `train`, for a learning rate of one.
 
@@ -65,15 +91,16 @@ def make(cfg, roles: dict) -> optax.GradientTransformation:
       f"unknown optimizer {cfg.optimizer!r}: "
       f"{closest(cfg.optimizer, OPTIMIZERS)}"
     )
-  matrices = jax.tree.map(lambda role: role == "Matrix", roles)
+  # one that changes with the steps is `decayed`'s
+  decay = cfg.decay if cfg.decay_final == 1 else 0.0
   if cfg.optimizer == "adamw":
     return optax.adamw(
       1.0,
       b1=cfg.beta1,
       b2=cfg.beta2,
       eps=cfg.epsilon,
-      weight_decay=cfg.decay,
-      mask=matrices,
+      weight_decay=decay,
+      mask=matrices(roles),
     )
 
   def axes(params):
@@ -91,7 +118,7 @@ def make(cfg, roles: dict) -> optax.GradientTransformation:
   return optax.contrib.muon(
     1.0,
     beta=cfg.momentum,
-    weight_decay=cfg.decay,
+    weight_decay=decay,
     adam_b1=cfg.beta1,
     adam_b2=cfg.beta2,
     eps=cfg.epsilon,

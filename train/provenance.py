@@ -1,16 +1,18 @@
-"""What each mixer was checked against, and whether that still holds.
+"""What each part of a model was checked against, and whether that still holds.
 
-docs/provenance.json is written by `pytest --provenance` (cases: values,
-gradients and decoding beside the authors' code; start: the first two moments of
-both initialisations; tpu: the topologies that its config was compiled for) and
-by `launch.architectures --measure` (time and memory at 2,048 tokens):
+docs/provenance.json is written by `pytest --provenance` (cases: values, and of
+mixers and channel mixers gradients and decoding, beside the authors' code or
+their equations; start: the first two moments of both initialisations; tpu: the
+topologies that a config with it was compiled for) and by `launch.architectures
+--measure` (time and memory at 2,048 tokens):
 
   {"format": 1,
    "mixers": {NAME: {SECTION: {"hash", "date", "versions", "found"}}},
-   "channels": ..., "conversions": ...}
+   "channels": ..., "vocab": ..., "weights": ..., "wiring": ...,
+   "conversions": ...}
 
-A section whose hash is not that of the mixer's file, of what it imports from
-arch, and of what checked it, is stale; a mixer without one is unverified in it.
+A section whose hash is not that of the part's file, of what it imports from
+arch, and of what checked it, is stale; a part without one is unverified in it.
 A conversion's hash is of all of arch. The suite does not check again what a
 section holds of this very code, found with these versions.
 """
@@ -39,9 +41,17 @@ from train.platform import ROOT
 
 FILE = ROOT / "docs" / "provenance.json"
 FORMAT = 1
-KINDS = ("mixers", "channels", "conversions")
-CHECKS = ("cases", "start", "tpu")  # what a mixer must have
+AXES = ("channels", "vocab", "weights", "wiring")  # beside the mixers
+KINDS = ("mixers", *AXES, "conversions")
+# what a part must have
+CHECKS = {kind: ("cases", "tpu") for kind in AXES}
+CHECKS |= {"mixers": ("cases", "start", "tpu"), "conversions": ("cases",)}
 PARITY = ("tests/test_parity.py", "tests/parity/{kind}/{name}.py")
+CASES = {  # where those of these kinds are, in the place of PARITY
+  "vocab": ("tests/test_vocab.py",),
+  "weights": ("tests/test_weights.py",),
+  "wiring": ("tests/test_loops.py", "tests/test_shell.py"),
+}
 PROOFS = {  # the files that check a section
   "cases": PARITY,
   "start": (*PARITY, "tests/parity/starts.py"),
@@ -66,7 +76,10 @@ def digest(kind: str, name: str, section: str) -> str:
   """Of the mixer's code and of what checks it, as a section keeps it."""
   if kind == "conversions":
     return _hash(conversion(name))
-  proofs = (file.format(kind=kind, name=name) for file in PROOFS[section])
+  files_ = PROOFS[section]
+  if section == "cases":
+    files_ = CASES.get(kind, files_)
+  proofs = (file.format(kind=kind, name=name) for file in files_)
   found = {file for file in proofs if (ROOT / file).exists()}
   return _hash(sources(f"arch.{kind}.{name}") | found)
 
@@ -131,9 +144,10 @@ def code(model) -> str:
   """
   modules = {"arch.lm", *TRAINING}
   modules |= {f"arch.vocab.{n}" for n in files(model["vocab"]).values()}
-  for place in pattern.places(
-    model["pattern"], model["depth"], model["channel"]
-  ):
+  modules.add(f"arch.weights.{model['linear']}")
+  loop = pattern.Loop(**model["loop"])
+  layout = (model[k] for k in ("pattern", "depth", "channel", "wiring"))
+  for place in pattern.places(*layout, loop):
     modules.add(f"arch.wiring.{place.wiring}")
     modules |= {f"arch.mixers.{name}" for name in place.mixers}
     modules |= {f"arch.channels.{place.channel}"}
@@ -210,9 +224,9 @@ def update(found, path=FILE):
 
 
 def status(kind: str, name: str, record: dict) -> list[str]:
-  """What is wrong with a mixer's record: nothing, for one that holds."""
-  entry, wrong = record[kind].get(name, {}), []
-  for section in CHECKS if kind == "mixers" else ("cases",):
+  """What is wrong with a part's record: nothing, for one that holds."""
+  entry, wrong = record.get(kind, {}).get(name, {}), []
+  for section in CHECKS[kind]:
     if section not in entry or not entry[section]["found"]:
       wrong.append(f"{section} unverified")
     elif entry[section]["hash"] != digest(kind, name, section):
@@ -292,4 +306,29 @@ def rows(
         "wrong": status("mixers", name, record),
       }
     )
+  return table
+
+
+def parts(record: dict | None = None) -> list[dict]:
+  """One file of the axes beside the mixers a row."""
+  record = read() if record is None else record
+  table = []
+  for kind in AXES:
+    for name in registry.names(kind):
+      module = importlib.import_module(f"arch.{kind}.{name}")
+      entry = record.get(kind, {}).get(name, {})
+      cases = entry.get("cases", {}).get("found", [])
+      errors = [error for case in cases for error in case["errors"].values()]
+      table.append(
+        {
+          "kind": kind,
+          "name": name,
+          **described(module),
+          "sources": list(dict.fromkeys(case["source"] for case in cases)),
+          "cases": len(cases),
+          "error": max(errors, default=None),
+          "tpu": entry.get("tpu", {}).get("found", []),
+          "wrong": status(kind, name, record),
+        }
+      )
   return table

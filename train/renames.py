@@ -31,12 +31,30 @@ def without_trunk(path: tuple) -> tuple:
   return path[1:] if path[0] == "trunk" else path
 
 
+def bare_maps(path: tuple) -> tuple:
+  """When SwiGLU's and experts' maps were arrays of the channel mixer's own."""
+  match path:
+    case (*block, ("gate" | "up" | "down") as name, "weight"):
+      return (*block, name)
+  return path
+
+
 def of(names: Iterable[str]) -> Rename | None:
   """What renames, where the names of a checkpoint's arrays are of before."""
-  if not any(name.endswith("vocab.embedding") for name in names):
-    return None
+  names = set(names)
+  vocab = any(name.endswith("vocab.embedding") for name in names)
   trunk = any(".trunk." in name for name in names)
-  return whole_vocab if trunk else without_trunk
+  maps = any(name.endswith(".channel.gate") for name in names)
+  whole = (whole_vocab if trunk else without_trunk) if vocab else lambda p: p
+
+  def before(path):
+    old = bare_maps(whole(path))
+    bare = any(name.endswith(".".join(old)) for name in names)
+    return old if bare else whole(path)
+
+  if maps:
+    return before
+  return whole if vocab else None
 
 
 def older(tree, rename: Rename):

@@ -4,6 +4,8 @@ import math
 
 import ml_collections
 
+from train import models, rounding
+
 # which fields must be what
 RULES = (
   (
@@ -14,7 +16,7 @@ RULES = (
     lambda x: x >= 1,
   ),
   (
-    "train.lr train.epsilon model.norm_eps",
+    "train.lr train.epsilon train.teacher_temperature model.norm_eps",
     "positive and finite",
     lambda x: 0 < x < math.inf,
   ),
@@ -24,11 +26,16 @@ RULES = (
     lambda x: 0 <= x < math.inf,
   ),
   (
-    "train.beta1 train.beta2 train.momentum model.dropout",
+    "train.beta1 train.beta2 train.momentum train.ema model.dropout",
     "at least 0 and below 1",
     lambda x: 0 <= x < 1,
   ),
-  ("train.final train.cooldown", "from 0 to 1", lambda x: 0 <= x <= 1),
+  (
+    "train.final train.cooldown train.decay_final train.teacher_weight",
+    "from 0 to 1",
+    lambda x: 0 <= x <= 1,
+  ),
+  ("train.noise_bits", "0, 4, 6 or 8", lambda x: x in (0, *rounding.CLIP)),
   ("train.seed", "from 0 to 2**32 - 1", lambda x: 0 <= x < 2**32),
 )
 
@@ -56,6 +63,8 @@ def resolve(cfg, data) -> ml_collections.ConfigDict:
       f"{t.length}: give --length={data.length} to launch.compare, "
       f"--config.train.length={data.length} to launch.train"
     )
+  if t.teacher:
+    models.same_symbols(t.teacher, data, "train.teacher")
   given = cfg.model.vocab.size
   if given not in (0, data.vocab):
     raise ValueError(

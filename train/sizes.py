@@ -21,6 +21,7 @@ from arch.config import closest
 STEP, TOLERANCE = 8, 0.01
 WIDEST = 16_384
 NEAR = 4  # widths to each side of the usual proportions that are tried
+SPAN = 8  # steps over which a slope is taken
 
 
 def get(cfg, path: str):
@@ -97,8 +98,7 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
       D = width * step
       if D < 1:
         continue
-      nearest = affine(lambda s, D=D: count(D, s), usual(D), part, budget)
-      s = max(least, nearest)
+      s = nearest(lambda s, D=D: count(D, s), usual(D), least, part, budget)
       error = abs(count(D, s) / budget - 1)
       if error <= TOLERANCE:
         found.append((abs(math.log(s / usual(D))), error, D, s))
@@ -153,12 +153,16 @@ def smallest(count: Callable[[int], int], step: int, size: int) -> int:
   return size
 
 
-def affine(
-  count: Callable[[int], int], usual: int, step: int, budget: int
+def nearest(
+  count: Callable[[int], int], usual: int, least: int, step: int, budget: int
 ) -> int:
-  """The size at which an affine count is nearest the budget, in steps."""
-  base = count(usual)
-  slope = count(usual + step) - base
-  if not slope:
-    return usual
-  return usual + step * round((budget - base) / slope)
+  """The size from `least` on whose count is nearest the budget, in steps, of a
+  count that is nearly affine: at once, where it is."""
+  slope = (count(usual + SPAN * step) - count(usual)) / SPAN
+  size, tried = usual, {}
+  while size not in tried and len(tried) < 6:
+    tried[size] = abs(count(size) - budget)
+    if slope > 0:
+      off = round((budget - count(size)) / slope)
+      size = max(least, size + step * off)
+  return min(tried, key=tried.get)

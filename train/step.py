@@ -1,10 +1,10 @@
 """The one training step. It knows no architecture, vocabulary or task.
 
 The state is a nested dict of arrays: params, buffers, opt, step, seed, lr,
-alive. Every leaf may carry a leading axis R of replicates, seeds and learning
-rates that one compiled program trains at once. A batch is a dict of tokens,
-targets, weights, reset, each B T, or R B T where replicates see different
-data.
+alive, and ema, the averaged parameters, where train.ema is set. Every leaf may
+carry a leading axis R of replicates, seeds and learning rates that one compiled
+program trains at once. A batch is a dict of tokens, targets, weights, reset,
+each B T, or R B T where replicates see different data.
 
 R replicates  B batch  T time  M microbatches
 """
@@ -12,28 +12,40 @@ R replicates  B batch  T time  M microbatches
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from arch import arrays, lm, target
-from train import optimizer
+from train import models, optimizer, rounding
 from train.sharding import apart
 
 
 class Compiled:
-  """jax.jit of a function of a state and a batch, wherever those are, traced
-  for the target that it was made under."""
+  """jax.jit of a function of a state, a batch and what is given, wherever those
+  are, traced for the target that it was made under."""
 
-  def __init__(self, function, **options):
+  def __init__(self, function, given=None, **options):
     self._jit = jax.jit(function, **options)
     self._cache_size = self._jit._cache_size
     self._target = target.now().name
+    self._given = given, None
 
   def __call__(self, state, batch):
     with target.using(self._target), apart(batch):
-      return self._jit(state, batch)
+      return self._jit(state, batch, *self.given(state))
 
   def lower(self, state, batch):
     with target.using(self._target), apart(batch):
-      return self._jit.lower(state, batch)
+      return self._jit.lower(state, batch, *self.given(state))
+
+  def given(self, state) -> tuple:
+    """What is only read, on the devices of the state; () for nothing."""
+    given, mesh = self._given
+    placed = getattr(state["step"], "sharding", None)
+    if given is not None and isinstance(placed, NamedSharding):
+      if placed.mesh != mesh:
+        whole = NamedSharding(placed.mesh, PartitionSpec())
+        self._given = jax.device_put(given, whole), placed.mesh
+    return () if given is None else self._given[:1]
 
 
 class Step:
@@ -42,6 +54,7 @@ class Step:
   Attributes:
     init: (seed, lr) -> state; arrays of R seeds and rates -> R replicates.
     train: (state, batch) -> (state, metrics), compiled, donates its state.
+    teacher: the structure of the model that it learns from, or None.
     layers: which arrays stack layers, as Sharding wants to know.
   """
 
@@ -49,9 +62,14 @@ class Step:
     self.cfg = cfg
     self.model = lm.abstract(cfg.model)
     self.layers = arrays.layers(self.model)
-    self.optimizer = optimizer.make(cfg.train, arrays.roles(self.model))
+    self.roles = arrays.roles(self.model)
+    self.optimizer = optimizer.make(cfg.train, self.roles)
     self.share = optimizer.schedule(cfg.train)
-    self.train = Compiled(self._train, donate_argnums=0)
+    self.teacher, given = None, None
+    if cfg.train.teacher:
+      model = models.trained(cfg.train.teacher).model
+      self.teacher, given = arrays.split(model)
+    self.train = Compiled(self._train, given, donate_argnums=0)
     self._inits = jax.jit(self._init), jax.jit(jax.vmap(self._init))
 
   def init(self, seed, lr):
@@ -62,7 +80,7 @@ class Step:
   def _init(self, seed, lr):
     model = lm.build(self.cfg.model, rngs=arrays.rngs(seed))
     params, buffers = arrays.pure(model)
-    return {
+    state = {
       "params": params,
       "buffers": buffers,
       "opt": self.optimizer.init(params),
@@ -71,18 +89,23 @@ class Step:
       "lr": lr,
       "alive": jnp.bool_(True),
     }
+    return state | ({"ema": params} if self.cfg.train.ema else {})
 
-  def _train(self, state, batch):
+  def _train(self, state, batch, given=None):
     if state["step"].ndim == 0:
-      return self._one(state, batch)
-    own = batch["tokens"].ndim == 3
-    return jax.vmap(self._one, in_axes=(0, 0 if own else None))(state, batch)
+      return self._one(state, batch, given)
+    own = 0 if batch["tokens"].ndim == 3 else None
+    return jax.vmap(self._one, in_axes=(0, own, None))(state, batch, given)
 
-  def _one(self, state, batch):
-    key = None
-    if self.cfg.model.dropout:
-      key = jax.random.fold_in(jax.random.key(state["seed"]), state["step"])
-    (loss, aux), grads = self._gradients(state, batch, key)
+  def _one(self, state, batch, given):
+    key = jax.random.fold_in(jax.random.key(state["seed"]), state["step"])
+    at, bits = state, self.cfg.train.noise_bits
+    if bits:  # its gradient is that of what it is added to
+      own = jax.random.fold_in(key, 1)
+      params = rounding.noisy(state["params"], self.roles, bits, own)
+      at = {**state, "params": params}
+    key = key if self.cfg.model.dropout else None
+    (loss, aux), grads = self._gradients(at, batch, key, given)
 
     norm = optax.tree.norm(grads)
     scale = 1.0
@@ -90,6 +113,9 @@ class Step:
       scale = jnp.minimum(1.0, self.cfg.train.clip / jnp.maximum(norm, 1e-12))
     grads = jax.tree.map(lambda g: g * scale, grads)
     updates, opt = self.optimizer.update(grads, state["opt"], state["params"])
+    updates = optimizer.decayed(
+      self.cfg.train, self.roles, updates, state["params"], state["step"]
+    )
     rate = state["lr"] * self.share(state["step"])
     params = jax.tree.map(lambda p, u: p + rate * u, state["params"], updates)
 
@@ -101,21 +127,28 @@ class Step:
       "opt": opt,
       "step": state["step"] + 1,
     }
+    if "ema" in state:
+      kept = self.cfg.train.ema
+      new["ema"] = optimizer.average(kept, state["ema"], params, state["step"])
     new = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new, state)
     new["alive"] = alive
     metrics = {"loss": loss, "grad_norm": norm, "alive": alive}
     return new, metrics | aux.statistics
 
-  def _gradients(self, state, batch, key):
+  def _gradients(self, state, batch, key, given=None):
     """Loss and aux of the whole batch and their gradient, M parts at a time."""
+    t, teacher = self.cfg.train, None
+    if self.teacher is not None:
+      model = arrays.join(self.teacher, given)
+      teacher = lm.Teacher(model, t.teacher_weight, t.teacher_temperature)
 
     def objective(params, part, key):
       model = arrays.fill(self.model, params, state["buffers"])
-      loss, aux = model.loss(**part, key=key)
+      loss, aux = model.loss(**part, key=key, teacher=teacher)
       return loss + aux.loss, (loss, aux)
 
     gradient = jax.grad(objective, has_aux=True)
-    parts = self.cfg.train.accumulate
+    parts = t.accumulate
     if parts == 1:
       grads, (loss, aux) = gradient(state["params"], batch, key)
       return (loss, aux), grads

@@ -22,6 +22,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+import configs
 from train import schema
 from train.schema import any_, natural, text
 
@@ -197,8 +198,13 @@ def check(path, config: Mapping, init: str | None = None):
 
 
 def differences(saved: Mapping, config: Mapping, init: str | None) -> dict:
-  """Field -> what was saved and what is given, where they differ."""
+  """Field -> what was saved and what is given, where they differ.
+
+  A field that came after the run was saved had its default there.
+  """
   old, new = flat(saved["config"]), flat(config)
+  later = flat(plain(configs.base_config()))
+  old = {k: later[k] for k in new if k not in old and k in later} | old
   old["--init"], new["--init"] = saved.get("init"), init
   return {
     k: f"saved {old.get(k)!r}, given {new.get(k)!r}"

@@ -14,8 +14,8 @@ from flax import nnx
 
 from arch import config
 from arch.law import Aux
-from arch.layers import along
-from arch.roles import Matrix, Vector
+from arch.layers import along, beside
+from arch.roles import Vector
 from arch.starts import fan_in
 
 
@@ -64,9 +64,9 @@ class Channel(nnx.Module):
     self.cfg = cfg
     D, W = cfg.dim, cfg.W
     small = fan_in(1 / math.sqrt(2 * cfg.depth))
-    self.gate = Matrix(fan_in()(rngs.params(), (D, W)))
-    self.up = Matrix(fan_in()(rngs.params(), (D, W)))
-    self.down = Matrix(small(rngs.params(), (W, D)))
+    self.gate = cfg.linear(D, W, rngs=rngs)
+    self.up = cfg.linear(D, W, rngs=rngs)
+    self.down = cfg.linear(W, D, init=small, rngs=rngs)
     self.wide_bias = Vector(jnp.zeros(2 * W)) if cfg.bias else None
     self.down_bias = Vector(jnp.zeros(D)) if cfg.bias else None
 
@@ -74,16 +74,16 @@ class Channel(nnx.Module):
     return {}
 
   def __call__(self, x, reset, state, own=None):
-    x = x.astype(self.cfg.compute)
-    # one product: value and gradient then take three quarters of the time
-    wide = jnp.concatenate([self.gate[...], self.up[...]], 1)
-    h = x @ wide.astype(x.dtype)
+    gate, up = beside(x, self.gate, self.up)
     if own is not None:
-      h += own(x)
+      more = jnp.split(own(x), 2, -1)
+      gate, up = gate + more[0], up + more[1]
     if self.cfg.bias:
-      h += along(self.wide_bias[...], h).astype(x.dtype)
-    gate, up = jnp.split(h, 2, -1)
-    y = (self.activation(gate) * up) @ self.down[...].astype(x.dtype)
+      b, c = jnp.split(
+        along(self.wide_bias[...], gate).astype(gate.dtype), 2, -1
+      )
+      gate, up = gate + b, up + c
+    y = self.down(self.activation(gate) * up)
     if self.cfg.bias:
-      y += along(self.down_bias[...], y).astype(x.dtype)
+      y += along(self.down_bias[...], y).astype(y.dtype)
     return y, {}, Aux()

@@ -126,7 +126,8 @@ class Mixer(nnx.Module):
     window = None if alone else ring.length(old)
     seen, first, state = ring.extend(old, new, reset, alone=alone)
     c, r = jnp.split(seen["latent"], (C,), -1)  # B S 1 C and R
-    kv = self.up(c[:, :, 0]).reshape(*c.shape[:2], H, -1)
+    kv = c.reshape(-1, C) @ self.up.matrix().astype(c.dtype)
+    kv = kv.reshape(*c.shape[:2], H, -1)
     k, v = jnp.split(kv, (K,), -1)
     key = jnp.concatenate([k, jnp.broadcast_to(r, (*k.shape[:3], R))], -1)
     query = jnp.concatenate([q, p], -1)
@@ -136,7 +137,7 @@ class Mixer(nnx.Module):
     """One token: the matrices of keys and values go to the query's side."""
     cfg = self.cfg
     H, K, C, R = cfg.H, cfg.head, cfg.rank, cfg.rotary
-    up = self.up.weight[...].astype(q.dtype).reshape(C, H, -1)
+    up = self.up.matrix().astype(q.dtype).reshape(C, H, -1)
     W_k, W_v = jnp.split(up, (K,), -1)
     q = product("bthk,chk->bthc", q, W_k).astype(p.dtype)
     query = jnp.concatenate([q, p], -1)

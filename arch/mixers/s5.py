@@ -75,12 +75,12 @@ class Mixer(nnx.Module):
 
     # real parts, then imaginary ones; of W_C those are negated
     B = normal(N, D).T
-    self.B = cfg.linear(D, (M, M), rngs=rngs)
-    self.B.weight = roles.Matrix(jnp.concatenate([B @ V[0], -(B @ V[1])], 1))
+    B = jnp.concatenate([B @ V[0], -(B @ V[1])], 1)
+    self.B = cfg.linear(D, (M, M), init=lambda *_: B, rngs=rngs)
     re, im = normal(N, D), normal(N, D)
     re, im = V[0].T @ re - V[1].T @ im, V[0].T @ im + V[1].T @ re
-    self.C = cfg.linear(N, D, rngs=rngs)
-    self.C.weight = roles.Matrix(jnp.concatenate([re, -im], 0))
+    C = jnp.concatenate([re, -im], 0)
+    self.C = cfg.linear(N, D, init=lambda *_: C, rngs=rngs)
     self.D = roles.Gate(jax.random.normal(rngs.params(), (D,)))
     self.out_proj = cfg.linear(D, D, bias=True, rngs=rngs)
 

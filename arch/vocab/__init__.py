@@ -6,12 +6,13 @@ both; arch/vocabulary.py joins one of each.
   table(tokens, reset, state) -> x, state     B T int32 -> B T D
   logits(cfg, params, held, x)                C D -> C V float32
   nats(cfg, params, held, x, targets)         C D and C int32 -> C float32
+  later(cfg, params, held, x, targets)        C D and C k-1 int32 -> C k-1
 
 A readout's functions are pure: what they read is handed over, so that the loss
 can go through C positions at a time (arch/losses.py). A file that makes rows of
 fewer numbers has a class Rows, and both ways by MadeTable and MadeReadout.
 
-B batch  T time  D width  V symbols  C positions in a chunk
+B batch  T time  D width  V symbols  C positions in a chunk  k symbols ahead
 """
 
 import dataclasses
@@ -89,10 +90,14 @@ class Readout(nnx.Module):
     wide: how many numbers a position holds on the way to its nats, which sets
       how many positions a chunk of the loss has.
     borrows: what it reads of a table that it is tied to; None if it cannot be.
+    horizon: k, how many symbols ahead training looks; a score is of the next.
+    weight: of the mean nats of those after the next in the loss of training.
   """
 
   held = ()
   borrows = None
+  horizon = 1
+  weight = 0.0
 
   def params(self, lent):
     """What the functions read and what learns, a pytree of float arrays.
@@ -111,6 +116,11 @@ class Readout(nnx.Module):
   def nats(cls, cfg, params, held, x, targets):
     """-log p of the targets, C float32."""
     return losses.nll(cls.logits(cfg, params, held, x), targets)
+
+  @classmethod
+  def later(cls, cfg, params, held, x, targets):
+    """-log p of the symbols after the next, C k-1 float32; asked for k > 1."""
+    raise NotImplementedError
 
 
 class Rows(nnx.Module):

@@ -9,6 +9,8 @@ import jax
 
 from arch.wiring import parallel
 
+STREAMS = ("aside",)  # what it keeps in the stream
+
 
 class Block(parallel.Block):
   def __call__(self, x, state, at):
@@ -17,5 +19,5 @@ class Block(parallel.Block):
       aside = at.own.out(y)
     return x, new, aux._replace(stream=aux.stream | {"aside": aside})
 
-  def add(self, x, y):
+  def add(self, x, y, i):
     return y

@@ -2,7 +2,8 @@
 
 What a block aside left is added to what the mixer reads, and to nothing else.
 A part whose Config has `embedding` reads norm([x, e]), 2 D wide, e being the
-embedded tokens.
+embedded tokens. Norms, and scales of what is added, may be those of a loop's
+pass; see pattern.Loop.
 
 B batch  T time  D width
 """
@@ -12,13 +13,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from arch.law import Aux
+from arch.layers import along
 
 
 class Block(nnx.Module):
   def __init__(self, place, cfg, *, layer, rngs):
     self.place, self.dropout = place, cfg.dropout
     for group in place.groups:
-      setattr(self, group[0].norm, cfg.normaliser(group[0].width))
+      if not place.norms:
+        setattr(self, group[0].norm, cfg.normaliser(group[0].width))
       for part in group:
         setattr(self, part.slot, part.make(layer=layer, rngs=rngs))
 
@@ -31,16 +34,23 @@ class Block(nnx.Module):
   def __call__(self, x, state, at):
     new, aux = {}, Aux()
     for i, group in enumerate(self.place.groups):
-      read = x + at.stream["aside"] if i == 0 and self.place.after else x
+      read = self.read(x, i)
+      if i == 0 and self.place.after:
+        read = read + at.stream["aside"]
       if group[0].cfg.embedding:
         read = jnp.concatenate([read, at.stream["embedding"]], -1)
-      u = getattr(self, group[0].norm)(read)
+      owner = at.own if self.place.norms else self
+      u = getattr(owner, group[0].norm)(read)
       ys = []
       for part in group:
         y, new[part.slot], more = self.run(part, u, state, at)
         ys.append(y)
         aux = aux.join(part.slot, more)
-      x = self.add(x, self.drop(self.merge(group, ys), at.key, i))
+      y = self.merge(group, ys)
+      if self.place.scales:
+        scale = getattr(at.own, group[0].scale)[...]
+        y = (along(scale, y) * y).astype(y.dtype)
+      x = self.add(x, self.drop(y, at.key, i), i)
     return x, new, aux
 
   def run(self, part, u, state, at):
@@ -56,7 +66,12 @@ class Block(nnx.Module):
     (y,) = ys
     return y
 
-  def add(self, x, y):
+  def read(self, x, i):
+    """What group i reads of the stream."""
+    return x
+
+  def add(self, x, y, i):
+    """The stream, with what group i answers."""
     return x + y
 
   def drop(self, y, key, which):

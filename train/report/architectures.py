@@ -1,4 +1,4 @@
-"""The table of mixers as text and as a page."""
+"""The tables of mixers and of the other axes, as text and as a page."""
 
 import re
 from html import escape
@@ -39,8 +39,9 @@ def verdict(table) -> str:
   )
 
 
-def text(table) -> str:
-  """One line a mixer, and what is not verified."""
+def text(table, parts=()) -> str:
+  """One line a mixer, and what is not verified; then one a part of the other
+  axes."""
   head = (
     f"{'mixer':16} {'recurrence':18} {'FLOPs/tok':>9} {'state 1k':>9} "
     f"{'64k':>9} {'T=2048':>8} {'memory':>9} {'value':>7} {'grad':>7} "
@@ -59,7 +60,19 @@ def text(table) -> str:
       + f" {checked}"
     )
   lines += ["", verdict(table)]
-  if any(row["wrong"] for row in table):
+  if parts:
+    head = f"{'axis':9} {'part':14} {'cases':>5} {'error':>7} {'TPU':8}"
+    lines += ["", f"{head} checked against"]
+  for row in parts:
+    checked = "; ".join(row["sources"]) or "unverified"
+    if row["wrong"]:
+      checked += f" [{', '.join(row['wrong'])}]"
+    worst = "–" if row["error"] is None else f"{row['error']:.0e}"
+    lines.append(
+      f"{row['kind']:9} {row['name']:14} {row['cases']:5} {worst:>7} "
+      f"{', '.join(row['tpu']) or '–':8} {checked}"
+    )
+  if any(row["wrong"] for row in [*table, *parts]):
     lines.append("pytest --provenance checks them again")
   return "\n".join(lines)
 
@@ -77,8 +90,8 @@ def error(row, kind) -> str:
   return f"{row['errors'][kind]:.0e}" if kind in row["errors"] else "–"
 
 
-def page(table) -> str:
-  """A card a mixer; the same on a phone."""
+def page(table, parts=()) -> str:
+  """A card a mixer, and one a part of the other axes; the same on a phone."""
   about = (
     "A mixer is held against other code with the same weights, or, where there "
     "is none, against a loop in float64 over the equations of its paper. "
@@ -92,14 +105,34 @@ def page(table) -> str:
     f'<p class="verdict">{escape(verdict(table))}</p>'
     f'<p class="about">{escape(about)}</p>' + "".join(map(card, table))
   )
+  if parts:
+    body += "<h1>And what the other parts of a model were checked against</h1>"
+    body += "".join(map(part, parts))
   return frame("Token mixers", body)
 
 
-def card(row) -> str:
-  links = " ".join(
+def papers(row) -> str:
+  return " ".join(
     f'<a href="{escape(url)}">{escape(url.split("//")[1])}</a>'
     for url in row["papers"]
   )
+
+
+def part(row) -> str:
+  """A card of a file of another axis than the mixers'."""
+  worst = "–" if row["error"] is None else f"{row['error']:.0e}"
+  facts = {
+    "axis": row["kind"],
+    "paper": papers(row) or "–",
+    "checked against": escape("; ".join(row["sources"]) or "unverified"),
+    "largest error": f"{worst} in {row['cases']} cases",
+    "compiles for TPU": escape(", ".join(row["tpu"]) or "unverified"),
+  }
+  return drawn(row, f"{row['kind']}-{row['name']}", facts)
+
+
+def card(row) -> str:
+  links = papers(row)
   errors = ", ".join(f"{k} {v:.0e}" for k, v in row["errors"].items())
   arrays = sum(len(start["ours, theirs"]) for start in row["start"])
   facts = {
@@ -115,6 +148,10 @@ def card(row) -> str:
     "state at 1k, 64k": ", ".join(map(humanise_bytes, row["state"].values())),
     "time, memory": f"{took(row)}, {memory(row)}",
   }
+  return drawn(row, row["name"], facts)
+
+
+def drawn(row, anchor: str, facts: dict) -> str:
   warn = ""
   if row["wrong"]:
     warn = (
@@ -122,7 +159,7 @@ def card(row) -> str:
     )
   items = "".join(f"<dt>{k}</dt><dd>{v}</dd>" for k, v in facts.items())
   return (
-    f'<h2 id="{escape(row["name"])}">{escape(row["name"])}</h2>'
+    f'<h2 id="{escape(anchor)}">{escape(row["name"])}</h2>'
     f'<p class="about">{escape(row["title"])}</p>{warn}'
     f"<pre><code>{escape(row['formula'])}</code></pre>"
     f"<dl>{items}</dl>"

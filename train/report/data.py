@@ -254,7 +254,7 @@ def curve(results, arm) -> dict[str, np.ndarray] | None:
   what its tokeniser makes of it), or in nats on a task. A point is the mean of
   the steps since the point before it, at most BINS points in all, which also
   calms the batches' noise. `low` and `high` are the lowest and highest seed; x
-  are `tokens`, `flops` (forward and backward as three times the forward) and
+  are `tokens`, `flops` (of training, see arch/count.py) and
   `seconds`.
   """
   lines = []
@@ -283,12 +283,17 @@ def curve(results, arm) -> dict[str, np.ndarray] | None:
   losses = np.add.reduceat(losses, starts, 1) / (ends - starts + 1)
   return {
     "tokens": grid[ends],
-    "flops": 3 * grid[ends] * results["arms"][arm]["flops_per_token"],
+    "flops": grid[ends] * training_flops(results["arms"][arm]),
     "seconds": seconds[ends],
     "loss": losses.mean(0),
     "low": losses.min(0),
     "high": losses.max(0),
   }
+
+
+def training_flops(arm) -> float:
+  """A token's; three times the forward ones where older results do not say."""
+  return arm.get("training_flops_per_token", 3 * arm["flops_per_token"])
 
 
 def curves(results, table) -> dict[str, dict[str, np.ndarray]]:

@@ -43,7 +43,7 @@ PAPER = 900  # pixels wide, of a picture by itself
 CROWD = 8  # curves, above which bands and marks at the ends are a blur
 AXES = {
   "tokens": "training tokens",
-  "flops": "training FLOPs (3 × forward)",
+  "flops": "training FLOPs",
   "seconds": "training seconds",
 }
 

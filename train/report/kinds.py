@@ -25,6 +25,7 @@ ARM = {
   "params_embedding": natural,
   "sizes": {str: any_},
   "flops_per_token": positive,
+  "training_flops_per_token?": positive,
   "decode_flops": dict.fromkeys(("1024", "65536"), amount),
   "state_bytes": dict.fromkeys(("1024", "65536"), amount),
   "lr": (positive, None),

@@ -68,15 +68,16 @@ START = []
 def weights(t):
   gate, up = np.split(t["experts.gate_up_proj"], 2, 1)
   made = {
-    "gate": gate.swapaxes(1, 2),
-    "up": up.swapaxes(1, 2),
-    "down": t["experts.down_proj"].swapaxes(1, 2),
+    "gate": {"weight": gate.swapaxes(1, 2)},
+    "up": {"weight": up.swapaxes(1, 2)},
+    "down": {"weight": t["experts.down_proj"].swapaxes(1, 2)},
     "router": t["router.weight" if "router.weight" in t else "gate.weight"].T,
   }
   for shared in ("shared_experts", "shared_expert"):
     if f"{shared}.up_proj.weight" in t:
       made["shared"] = {
-        n: t[f"{shared}.{n}_proj.weight"].T for n in ("gate", "up", "down")
+        n: {"weight": t[f"{shared}.{n}_proj.weight"].T}
+        for n in ("gate", "up", "down")
       }
   if "shared_expert_gate.weight" in t:
     made["shared_gate"] = t["shared_expert_gate.weight"].T

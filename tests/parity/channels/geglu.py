@@ -18,7 +18,8 @@ def case(length, exact):
   cfg = ours.Config(dim=D, depth=1, length=length, width=19, exact=exact)
 
   def weights(t):
-    return {n: t[f"{n}_proj.weight"].T for n in ("gate", "up", "down")}
+    names = ("gate", "up", "down")
+    return {n: {"weight": t[f"{n}_proj.weight"].T} for n in names}
 
   own = GemmaConfig(hidden_size=D, intermediate_size=19)
   own.hidden_act = "gelu" if exact else "gelu_pytorch_tanh"

@@ -19,7 +19,8 @@ def case(length, bias):
   cfg = ours.Config(dim=D, depth=1, length=length, width=19, bias=bias)
 
   def weights(t):
-    made = {n: t[f"{n}_proj.weight"].T for n in ("gate", "up", "down")}
+    names = ("gate", "up", "down")
+    made = {n: {"weight": t[f"{n}_proj.weight"].T} for n in names}
     if bias:
       wide = [t["gate_proj.bias"], t["up_proj.bias"]]
       made |= {"wide_bias": np.concatenate(wide)}

@@ -232,8 +232,8 @@ def experts(hf, own):
   return {
     ("router",): Transposed(f"{own}.gate.weight"),
     ("bias",): Same(f"{own}.gate.e_score_correction_bias"),
-    ("gate",): stacked("w1"),
-    ("up",): stacked("w3"),
-    ("down",): stacked("w2"),
+    ("gate", "weight"): stacked("w1"),
+    ("up", "weight"): stacked("w3"),
+    ("down", "weight"): stacked("w2"),
     **under("shared", llama.swiglu(f"{own}.shared_experts")),
   }

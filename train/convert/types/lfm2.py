@@ -101,9 +101,9 @@ def block(hf, i):
   return under(kind, parts) | {
     ("norm", "weight"): Same(f"{own}.operator_norm.weight"),
     ("channel_norm", "weight"): Same(f"{own}.ffn_norm.weight"),
-    ("channel", "gate"): Transposed(f"{own}.feed_forward.w1.weight"),
-    ("channel", "up"): Transposed(f"{own}.feed_forward.w3.weight"),
-    ("channel", "down"): Transposed(f"{own}.feed_forward.w2.weight"),
+    ("channel", "gate", "weight"): Transposed(f"{own}.feed_forward.w1.weight"),
+    ("channel", "up", "weight"): Transposed(f"{own}.feed_forward.w3.weight"),
+    ("channel", "down", "weight"): Transposed(f"{own}.feed_forward.w2.weight"),
   }
 
 

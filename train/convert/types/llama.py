@@ -119,7 +119,7 @@ def norms(own, second="post_attention_layernorm"):
 
 def swiglu(own):
   return {
-    (name,): Transposed(f"{own}.{name}_proj.weight")
+    (name, "weight"): Transposed(f"{own}.{name}_proj.weight")
     for name in ("gate", "up", "down")
   }
 

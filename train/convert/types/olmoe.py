@@ -88,5 +88,5 @@ def experts(hf, own, router):
 
   return {
     ("router",): Transposed(f"{own}.{router}.weight"),
-    **{(name,): stacked(name) for name in ("gate", "up", "down")},
+    **{(name, "weight"): stacked(name) for name in ("gate", "up", "down")},
   }

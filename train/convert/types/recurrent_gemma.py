@@ -113,7 +113,7 @@ def block(hf, i):
     ("channel", "down_bias"): Same(f"{mlp}.down_proj.bias"),
   }
   for name in ("gate", "up", "down"):
-    found["channel", name] = Transposed(f"{mlp}.{name}_proj.weight")
+    found["channel", name, "weight"] = Transposed(f"{mlp}.{name}_proj.weight")
   parts = attention if kind == "attention" else rglru
   return found | under(kind, parts(hf, mixer))
 

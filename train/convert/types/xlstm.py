@@ -104,9 +104,9 @@ def block(hf, i):
     ("norm", "weight"): Same(f"{own}.norm_mlstm.weight"),
     ("channel_norm", "weight"): Same(f"{own}.norm_ffn.weight"),
     **under("mlstm", mlstm(hf, f"{own}.mlstm_layer")),
-    ("channel", "gate"): Transposed(f"{own}.ffn.proj_up_gate.weight"),
-    ("channel", "up"): Transposed(f"{own}.ffn.proj_up.weight"),
-    ("channel", "down"): Transposed(f"{own}.ffn.proj_down.weight"),
+    ("channel", "gate", "weight"): Transposed(f"{own}.ffn.proj_up_gate.weight"),
+    ("channel", "up", "weight"): Transposed(f"{own}.ffn.proj_up.weight"),
+    ("channel", "down", "weight"): Transposed(f"{own}.ffn.proj_down.weight"),
   }
 
 

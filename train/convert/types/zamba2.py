@@ -203,9 +203,9 @@ def shared(hf, own):
     ("attention", "out_proj", "weight"): Transposed(
       f"{own}.self_attn.o_proj.weight"
     ),
-    ("channel", "gate"): Part(both, 0, W),
-    ("channel", "up"): Part(both, W, 2 * W),
-    ("channel", "down"): Transposed(f"{mlp}.down_proj.weight"),
+    ("channel", "gate", "weight"): Part(both, 0, W),
+    ("channel", "up", "weight"): Part(both, W, 2 * W),
+    ("channel", "down", "weight"): Transposed(f"{mlp}.down_proj.weight"),
   }
 
 
