@@ -13,6 +13,7 @@ import pytest
 from arch import arrays
 from train import artefact, evaluate, generate, loop, models, rounding
 from train import data as data_lib
+from train.step import Step
 
 pytest.importorskip("constriction")
 pytestmark = pytest.mark.xdist_group("artefact")
@@ -160,12 +161,9 @@ def test_rounding_is_within_a_step_and_noise_is_as_large(role, bits):
 def test_noise_in_training_is_of_the_step_and_the_seed():
   c = shared.config("mingru")
   c.train.noise_bits = 4
-  from train.step import Step
-
   step = Step(c)
   state = step.init((0, 0, 1), (1e-3,) * 3)
   batch = shared.batch(c)
-  params = state["params"]
   _, metrics = step.train(state, batch)
   a, b, other = metrics["loss"]
   assert a == b != other
@@ -173,7 +171,6 @@ def test_noise_in_training_is_of_the_step_and_the_seed():
   plain = Step(c)
   _, metrics = plain.train(plain.init(0, 1e-3), batch)
   assert metrics["loss"] != a and abs(metrics["loss"] - a) < 0.1
-  del params
 
 
 def test_a_file_that_is_not_whole_is_refused(run, tmp_path):
