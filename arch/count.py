@@ -188,8 +188,8 @@ def decoding(model, length: int) -> Decoding:
   state = jax.eval_shape(lambda model: model.init_state(1, length), model)
   size = dict.fromkeys(GROUPS, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    names = [entry.key for entry in path[:4]]  # trunk, stack, block, module
-    group = "channel" if names[-1] == "channel" else "mixer"
+    names = [entry.key for entry in path]  # trunk, stack, block, module, ...
+    group = "channel" if "channel" in names else "mixer"
     if names[0] == "vocab":
       group = "vocab"
     size[group] += math.prod(leaf.shape) * leaf.dtype.itemsize

@@ -85,6 +85,31 @@ class Config(config.Config):
     return self.top
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Varying(Config):
+  """Where tokens run more of them or fewer.
+
+  Raises ValueError for more slots than experts, fewer than top, too.
+
+  Attributes:
+    most: experts that a token has slots for; None for twice `top`.
+  """
+
+  most: int | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.at_least(most=self.top)
+    if self.K > self.experts:
+      raise ValueError(
+        f"{self.where}: most={self.most} of experts={self.experts}"
+      )
+
+  @property
+  def K(self) -> int:
+    return self.most or min(2 * self.top, self.experts)
+
+
 class Channel(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
     self.cfg = cfg
@@ -107,8 +132,8 @@ class Channel(nnx.Module):
     return {}
 
   def idle(self) -> int:
-    """Parameters that a token does not use."""
-    unused = self.cfg.experts - self.cfg.top
+    """Parameters that a token does not use, be all its slots full."""
+    unused = self.cfg.experts - self.cfg.K
     maps = nnx.state((self.gate, self.up, self.down), Matrix)
     return sum(
       math.prod(p.shape) // self.cfg.experts * unused

@@ -1,7 +1,8 @@
 """The shell: vocabulary + blocks + readout, the same for every architecture.
 
   x = embed(tokens) (+ position), normalised if asked
-  x = x + mixer(norm(x));  x = x + channel(norm(x))      in every block
+  x = x + mixer(norm(x));  x = x + channel(norm(x))      in every block, of the
+  body's: over every token, or over chunks of them
   logits = readout(norm(x))
 
 B batch  T time  D width  V symbols
@@ -20,7 +21,6 @@ from arch.config import closest, configure
 from arch.law import Aux
 from arch.layers import NORMS
 from arch.registry import find
-from arch.trunk import Trunk
 from arch.vocabulary import Vocab
 
 
@@ -37,6 +37,8 @@ class Config:
     wiring: how blocks of entries that name none join the stream, a file in
       arch/wiring.
     loop: fields of a pattern.Loop of all blocks but its first and last ones.
+    body: what stands between tokens and readout, a file in arch/body.
+    bodies: fields of each body's Config, by its name.
     mixers: fields of each mixer's Config, by its name.
     channels: fields of each channel mixer's Config, by its name.
     linear: how maps store their weights, a file in arch/weights.
@@ -62,6 +64,8 @@ class Config:
   channel: str = "swiglu"
   wiring: str = "residual"
   loop: Mapping = dataclasses.field(default_factory=dict)
+  body: str = "flat"
+  bodies: Mapping = dataclasses.field(default_factory=dict)
   mixers: Mapping = dataclasses.field(default_factory=dict)
   channels: Mapping = dataclasses.field(default_factory=dict)
   linear: str = "dense"
@@ -94,8 +98,11 @@ class Config:
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
     find("wiring", self.wiring)
-    for axis in ("mixers", "channels", "weights"):
-      for name in getattr(self, axis):
+    find("body", self.body)
+    named = {"mixers": self.mixers, "channels": self.channels}
+    named |= {"weights": self.weights, "body": self.bodies}
+    for axis, names in named.items():
+      for name in names:
         find(axis, name)
 
   def normaliser(self, width=None):
@@ -120,6 +127,15 @@ class Config:
     return configure(kind, f"weight {self.linear}", **fields)
 
   @property
+  def inside(self):
+    """The Config of its body."""
+    kind, fields = find("body", self.body).Config, self.bodies.get(self.body)
+    told = {"dim": self.dim, "size": self.vocab.get("size")}
+    known = kind.__dataclass_fields__
+    told = {name: told[name] for name in told if name in known}
+    return configure(kind, f"body {self.body}", **dict(fields or {}), **told)
+
+  @property
   def common(self):
     """What every mixer and channel mixer is told."""
     names = ("dim", "length", "dtype", "weight")
@@ -136,7 +152,7 @@ class LM(nnx.Module):
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
     self.length = cfg.length
     self.vocab = Vocab(cfg, rngs=rngs)
-    self.trunk = Trunk(cfg, rngs=rngs)
+    self.trunk = find("body", cfg.body).Body(cfg.inside, cfg, rngs=rngs)
     self.norm = cfg.normaliser()
     self.embed_norm = cfg.normaliser() if cfg.embed_norm else None
     arrays.mark(self.vocab, group="vocab")
@@ -172,13 +188,13 @@ class LM(nnx.Module):
       x, own = self.vocab.embed(tokens, reset, own)
     if self.embed_norm is not None:
       x = self.embed_norm(x)
-    x, new, aux = self.mix(x, reset, state, key=key)
+    x, new, aux = self.mix(x, reset, state, key=key, tokens=tokens)
     return x, new | {"vocab": own}, aux
 
-  def mix(self, x, reset=None, state=None, *, key=None):
+  def mix(self, x, reset=None, state=None, *, key=None, tokens=None):
     """As `features`, from the embedded tokens x, B T D."""
     state = None if state is None else state["trunk"]
-    x, new, aux = self.trunk(x, reset, state, key=key)
+    x, new, aux = self.trunk(x, reset, state, key=key, tokens=tokens)
     return self.norm(x), {"trunk": new}, Aux().join("trunk", aux)
 
   def __call__(self, tokens, reset=None, state=None):

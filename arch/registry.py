@@ -1,4 +1,4 @@
-"""The files of arch/mixers, channels, vocab, weights and wiring are the
+"""The files of arch/mixers, channels, vocab, weights, wiring and body are the
 registry."""
 
 import importlib
@@ -13,6 +13,7 @@ AXES = {
   "vocab": "vocabulary",
   "weights": "weight",
   "wiring": "wiring",
+  "body": "body",
 }
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from arch import losses
+from arch import losses, vocab
 from arch.config import closest, configure
 from arch.layers import positions
 from arch.registry import find, names
@@ -130,15 +130,30 @@ class Vocab(nnx.Module):
     return positions(reset, before, T)
 
   @property
+  def lent(self):
+    """What the readout reads of the table; None if they are apart."""
+    return self.embedding.lent() if self.cfg.tied else None
+
+  @property
   def params(self):
     """What the readout's functions read and what learns."""
-    lent = self.embedding.lent() if self.cfg.tied else None
-    return self.readout.params(lent)
+    return self.readout.params(self.lent)
 
   @property
   def held(self):
     """Constants that they read."""
-    return self.readout.held
+    return self.readout.held(self.lent)
+
+  def counted(self, counts) -> dict:
+    """New values of buffers that depend on the training text, nested as the
+    vocabulary is; see arch/vocab."""
+    found = {}
+    for way in ("embedding", "readout"):
+      rows = getattr(getattr(self, way), "rows", None)
+      new = rows.counted(counts) if isinstance(rows, vocab.Rows) else None
+      if new:
+        found[way] = {"rows": new}
+    return found
 
   @property
   def chunk(self) -> int:

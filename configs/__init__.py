@@ -88,6 +88,8 @@ def base_config(size: str = "small") -> ml_collections.ConfigDict:
   c.model.channels = ml_collections.ConfigDict()
   c.model.wiring = "residual"
   c.model.loop = ml_collections.ConfigDict(dataclasses.asdict(pattern.Loop()))
+  c.model.body = "flat"  # at which resolution the blocks see the text
+  c.model.bodies = ml_collections.ConfigDict()
   c.model.linear = "dense"  # how maps store their weights
   c.model.weights = ml_collections.ConfigDict()
   c.model.vocab = ml_collections.ConfigDict()
@@ -158,9 +160,9 @@ def variant(
 
   A FIELD is a path below `model`, as --config has it, data.tokenizer or
   data.vocab, `vocab` for the file of both its ways, or the name of a field of
-  the model, its mixers, channel mixers or weights, where only one of them has
-  it, or else of its vocabulary. What launch.compare solves beside the width is
-  the channel mixer's, where a setting took away what the config names.
+  the model, its mixers, channel mixers, weights or body, where only one of them
+  has it, or else of its vocabulary. What launch.compare solves beside the width
+  is the channel mixer's, where a setting took away what the config names.
 
   Args:
     settings: FIELD=VALUE, before its own; may be of `train`, too.
@@ -169,12 +171,19 @@ def variant(
     ValueError: for an unknown or ambiguous field, or a value of another type.
   """
   name, *own = given.split(":")
-  c = load(name).unlock()
+  c = told(load(name), name, settings, ("model", "train", "data"))
+  return told(c, name, own)
+
+
+def told(
+  c, name: str, settings: Iterable[str], parts=("model", "data")
+) -> ml_collections.ConfigDict:
+  """A config with FIELD=VALUE of these settings, as `variant` has them."""
+  c.unlock()
   for setting in settings:
-    put(c, name, setting, ("model", "train", "data"))
-  for setting in own:
-    put(c, name, setting, ("model", "data"))
-  rematch(c)
+    put(c, name, setting, parts)
+  if settings:
+    rematch(c)
   return c.lock()
 
 
@@ -246,8 +255,8 @@ def rematch(c):
 
 
 def fields(c) -> list[str]:
-  """Paths of what the model, its mixers, channel mixers, weights and vocabulary
-  can be told."""
+  """Paths of what the model, its mixers, channel mixers, weights, body and
+  vocabulary can be told."""
   used = {*standing(c), ("weights", c.model.linear)}
   common = {f.name for f in dataclasses.fields(config.Config)}
   found = [f"model.{f.name}" for f in dataclasses.fields(lm.Config)]
@@ -258,12 +267,17 @@ def fields(c) -> list[str]:
     found += [
       f"model.{axis}.{name}.{f.name}" for f in own if f.name not in common
     ]
+  told = common | {"size"}
+  own = dataclasses.fields(registry.find("body", c.model.body).Config)
+  found += [
+    f"model.bodies.{c.model.body}.{f.name}" for f in own if f.name not in told
+  ]
   ways = {*vocabulary.WAYS}
   for name in vocabulary.files(c.model.vocab).values():
     ways |= {
       f.name for f in dataclasses.fields(registry.find("vocab", name).Config)
     }
-  return found + [f"{VOCAB}{name}" for name in sorted(ways - common - {"size"})]
+  return found + [f"{VOCAB}{name}" for name in sorted(ways - told)]
 
 
 def path_of(c, field: str, name: str) -> str:
@@ -306,6 +320,8 @@ def may_have(field: str) -> bool:
       known = [registry.find(axis, name).Config]
     case ["model", "weights", name] if name in registry.names("weights"):
       known = [registry.find("weights", name).Weight]
+    case ["model", "bodies", name] if name in registry.names("body"):
+      known = [registry.find("body", name).Config]
     case _:
       known = []
   return last in {f.name for k in known for f in dataclasses.fields(k)}

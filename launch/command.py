@@ -193,9 +193,12 @@ def plain(argv) -> list[str]:
     elif any(k.startswith(f"{name}.") for k in fields):
       raise ValueError(f"--config.{name} has fields: name one of them")
     elif configs.may_have(name):
+      value = word[1] if len(word) == 2 else "VALUE"
+      known = name.startswith(configs.VOCAB) or name in configs.fields(cfg)
+      instead = f"give --set={name}={value}" if known else "set it there"
       raise ValueError(
-        f"--config.{name}: only a field that {path} sets can be a flag; set it "
-        "there"
+        f"--config.{name}: only a field that {path} sets can be such a flag; "
+        f"{instead}"
       )
     else:
       raise ValueError(f"no field --config.{name}: {closest(name, fields)}")

@@ -1,7 +1,8 @@
 """Trains one run; the same command again goes on where it stopped.
 
 python -m launch.train --config=mamba2[:tiny|small|full]
-  [--workdir=runs/mamba2] [--config.train.lr=3e-3 ...] [--init=runs/OTHER]
+  [--workdir=runs/mamba2] [--config.train.lr=3e-3 ...] [--set=vocab=codes ...]
+  [--init=runs/OTHER]
 """
 
 from pathlib import Path
@@ -21,6 +22,12 @@ CONFIG = config_flags.DEFINE_config_file(
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "The run's folder; by default runs/NAME."
 )
+SET = flags.DEFINE_multi_string(
+  "set",
+  [],
+  "FIELD=VALUE of the model, also of a field that the config does not set, as "
+  "an arm of launch.compare has it: vocab=codes; may be given again.",
+)
 INIT = flags.DEFINE_string(
   "init",
   None,
@@ -37,10 +44,11 @@ MEMORY = (
 
 def main(argv):
   command.no_more(argv)
+  import configs
   from train import data, loop, workdir
 
-  cfg = CONFIG.value
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+  cfg = configs.told(CONFIG.value, name, SET.value)
   path = WORKDIR.value or f"runs/{name.partition('.')[0]}"
   init = None if INIT.value is None else str(Path(INIT.value))
   workdir.check(path, cfg, init)

@@ -40,6 +40,11 @@ ALONE = [name for name in CONFIGS if _alone(name)]
 DISTINCT = sorted({*ALONE, "hymba", "zamba2"})
 
 
+def with_body(name):
+  """The first config that has this body."""
+  return next(c for c in map(config, CONFIGS) if c.model.body == name)
+
+
 def unrolled(monkeypatch, blocks):
   """Stacks of at most so many blocks are unrolled."""
   like = target.TARGETS["cpu"]._replace(unroll=blocks)

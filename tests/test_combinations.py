@@ -1,5 +1,5 @@
-"""Any mixer with any channel mixer, ways in and out, weight type, wiring and
-loop: thirty that a fixed seed draws, of every file at least one."""
+"""Any mixer with any channel mixer, ways in and out, weight type, wiring,
+loop and body: thirty that a fixed seed draws, of every file at least one."""
 
 import random
 
@@ -24,6 +24,7 @@ AXES = {
   "linear": registry.names("weights"),
   "wiring": sorted({*registry.names("wiring")} - OWN),
   "times": [1, 1, 2],
+  "body": ["flat", *registry.names("body")],
 }
 COUNT = 34  # thirty, and as many as there are mixers
 
@@ -41,7 +42,7 @@ def drawn(count=COUNT, seed=0):
   ]
 
 
-def made(mixer, channel, times, linear, wiring, **vocab):
+def made(mixer, channel, times, linear, wiring, body, **vocab):
   c = config(mixer)
 
   def entry(given):  # of RWKV-7 the first one differs
@@ -51,7 +52,9 @@ def made(mixer, channel, times, linear, wiring, **vocab):
   c.model.pattern = [entry(c.model.pattern[i]) for i in (0, -1)]
   c.model.depth, c.model.loop = 2, dict(times=times, first=1)
   c.model.linear, c.model.wiring = linear, wiring
-  c.model.vocab = dict(size=17, tied=False, **vocab)
+  size = 256 if body == "spaces" else 17  # bytes
+  c.model.vocab = dict(size=size, tied=False, **vocab)
+  c.model.body = body
   return c
 
 
@@ -82,8 +85,9 @@ def test_a_combination_trains_and_scores(row):
   def decoded(params, buffers):
     made = arrays.fill(model, params, buffers)
     state = made.init_state(2)
-    _, state = made(tokens(c), None, state)
-    return made(tokens(c, 2, 1), None, state)[0]
+    logits, new = made(tokens(c, 2, 1), None, state)
+    assert jax.tree.map(jnp.shape, new) == jax.tree.map(jnp.shape, state)
+    return logits
 
   graded = jax.value_and_grad(loss, has_aux=True)
   with jax.numpy_dtype_promotion("strict"):
@@ -91,7 +95,7 @@ def test_a_combination_trains_and_scores(row):
     logits = jax.eval_shape(decoded, params, buffers)
   assert (nats.shape, nats.dtype.name) == ((), "float32")
   assert jax.tree.map(jnp.shape, gradient) == jax.tree.map(jnp.shape, params)
-  assert logits.shape == (2, 1, 17)
+  assert logits.shape == (2, 1, c.model.vocab.size)
   known = jax.tree.map(jnp.shape, overwrite(buffers, new))
   assert known == jax.tree.map(jnp.shape, buffers)
 

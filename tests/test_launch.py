@@ -64,6 +64,7 @@ def training(folder, path, *words):
     "--config.train.eval_every=100",
     "--config.train.save_every=20",
     "--config.train.eval_bytes=200",
+    "--set=bias=True",
     f"--workdir={path}",
     *words,
   )
@@ -148,6 +149,14 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, tmp_path):
     (
       ("train", "--config=configs/mamba2.py:tiny", "--config.model.dmi=3"),
       "no field --config.model.dmi: did you mean 'model.dim'",
+    ),
+    (
+      (
+        "train",
+        "--config=configs/mamba2.py:tiny",
+        "--config.model.vocab.scale=2",
+      ),
+      "can be such a flag; give --set=model.vocab.scale=2",
     ),
     (("bench", "--out={tmp}/none/bench.json"), "none/bench.json: No such file"),
     (("evaluate", "--wokdir={tmp}"), "Unknown command line flag 'wokdir'"),
@@ -437,11 +446,11 @@ def test_a_comparison_is_named_after_what_is_not_as_by_default(fields, folder):
     (("mamba22",), "unknown architecture 'mamba22': there is no file mamba22"),
     (
       ("configs/attention.py", "--config.model.mixers.attention.window=8"),
-      "only a field that configs/attention.py sets can be a flag",
+      "attention.py sets can be such a flag; give --set=model.mixers.*w=8",
     ),
     (
       ("configs/attention.py", "--config.model.mixers.mamba2.head=8"),
-      "only a field that configs/attention.py sets",
+      "only a field that configs/attention.py sets can .*; set it there",
     ),
   ],
 )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from models import config
 
-from arch import arrays
+from arch import arrays, quantiser
 from train import checkpoint, loop, metrics, models
 from train import data as data_lib
 from train.step import Step
@@ -342,3 +342,22 @@ def test_stages_are_shown(text, never_stopped, tmp_path, capfd):
   assert "compiling" in shown and "scoring" in shown
   assert f"valid {result.scores[0].bits_per_byte:.4f}" in shown
   assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_codes_are_those_of_the_training_text(text, tmp_path):
+  c = prepared(text, steps=2, warmup=1, eval_every=2, save_every=2)
+  c.unlock()
+  c.model.vocab = dict(
+    name="codes", source="cooccurrence", size=256, pieces=2, codes=8
+  )
+  result = loop.run(c, tmp_path / "run", text, replicates=[(0, 1e-3)] * 2)
+  codes = result.state["buffers"]["vocab"]["embedding"]["rows"]["codes"]
+  exact = quantiser.codes(text.counts(), 2, 8)
+  assert codes.shape == (2, 257, 2) and np.all(codes == exact[None])
+  c.data.name = "task:mqar"
+  task = data_lib.load(c.data.to_dict())
+  c.train.length = task.length
+  c.model.vocab.size = task.vocab
+  with pytest.raises(ValueError, match="task:mqar has no training text"):
+    loop.run(loop.resolve(c, task), tmp_path / "task", task)
+  assert not (tmp_path / "task").exists()

@@ -13,7 +13,7 @@ from jax.extend import core
 from models import close, config, held
 
 import arch
-from arch import losses, registry
+from arch import losses, quantiser, registry
 from arch.product import product
 from arch.vocabulary import WAYS, Vocab
 
@@ -517,7 +517,7 @@ def read(module):
   }
 
 
-MADE = ["compositional", "hashed", "tensor_train"]
+MADE = ["codes", "compositional", "hashed", "tensor_train"]
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -729,6 +729,83 @@ def test_ngrams_are_those_of_a_loop(width, record_property):
   assert np.array_equal(state["last"], tokens[:, -2:])
 
 
+def quantised(vocab, source):
+  """Rows of a `codes` vocabulary by a loop, and the codes."""
+  own = read(vocab.embedding)
+  M, K, _ = own["values"].shape
+  if source == "learnt":
+    scores = np.einsum("tr,mkr->tmk", own["query"], own["keys"])
+    codes = np.argmax(scores, -1)
+  else:
+    codes = np.asarray(vocab.embedding.rows.codes[...])
+  pieces = [[own["values"][i, c] for i, c in enumerate(row)] for row in codes]
+  assert np.all(codes < K) and len(np.unique(codes)) == K
+  return np.stack([np.concatenate(row) for row in pieces]), codes
+
+
+@pytest.mark.parametrize("source", ["learnt", "hash", "cooccurrence"])
+def test_codes_are_their_formula(source, record_property):
+  vocab = make("codes", source=source, pieces=3, codes=4, query=5)
+  rows, _ = quantised(vocab, source)
+  x, *_ = data(3, 7, 6, 13)
+  ours = rows_of(vocab), vocab.logits(x)
+  theirs = rows, np.asarray(x) @ rows[:13].T
+  told = "1908.09756, sec. 2.3, in numpy", {"source": source}
+  held(record_property, "vocab", "codes", told[0], ours, theirs, told[1])
+
+
+def test_learnt_codes_have_the_gradient_of_a_softmax():
+  """Values that of the choice, what chooses that of the softmax."""
+  vocab = make("codes", pieces=3, codes=4, query=5)
+  g = jax.random.normal(jax.random.key(4), (14, 6))
+  own = vocab.embedding.rows.arrays()
+
+  def ours(arrays):
+    rows = vocab.embedding.Rows.of(vocab.embedding.cfg, arrays, jnp.arange(14))
+    return jnp.sum(g * rows)
+
+  def chosen(arrays, soft):
+    scores = jnp.einsum("tr,mkr->tmk", arrays["query"], arrays["keys"])
+    choice = (
+      jax.nn.softmax(scores) if soft else scores == scores.max(-1)[..., None]
+    )
+    return jnp.sum(
+      g.reshape(14, 3, 2)
+      * jnp.einsum("tmk,mkd->tmd", choice.astype(jnp.float32), arrays["values"])
+    )
+
+  soft = jax.grad(chosen)(own, True)
+  hard = jax.grad(chosen)(own, False)
+  found = jax.grad(ours)(own)
+  close(found, soft | {"values": hard["values"]})
+
+
+def test_symbols_of_like_neighbours_share_codes():
+  """Of four words, each spelt in three ways, at random."""
+  rng = np.random.default_rng(0)
+  words = np.tile([0, 1, 0, 2, 3, 1, 2, 3], 500)
+  symbols = 3 * words + rng.integers(0, 3, len(words))
+  first = np.zeros(len(words), bool)
+  counts = quantiser.pairs(symbols, first, 13)
+  assert counts.sum() == len(words) - 1 and counts[0:3, 3:6].sum() > 0
+  found = quantiser.codes(counts, 1, 5)
+  assert (found.shape, found.dtype) == ((13, 1), np.int32)
+  ways = found[:12].reshape(4, 3)
+  assert np.all(ways == ways[:, :1])
+  assert len(np.unique(ways)) == 4
+
+
+def test_pairs_are_counted_within_documents():
+  counts = quantiser.pairs([2, 0, 1, 0, 1], [1, 0, 0, 1, 0], 3)
+  close(counts.toarray(), [[0, 2, 0], [0, 0, 0], [1, 0, 0]])
+
+
+def test_what_has_too_few_symbols_for_its_codes():
+  counts = quantiser.pairs([0, 1, 0], [1, 0, 0], 3)
+  with pytest.raises(ValueError, match="3 symbols are too few for 4 codes"):
+    quantiser.codes(counts, 1, 4)
+
+
 def test_a_band_reads_its_own_symbols():
   """Three, of which each is asked for the symbols of the others."""
   vocab = make(
@@ -791,6 +868,9 @@ def test_adaptive_is_torchs(factor, record_property):
   [
     ("compositional", {"remainders": 0}, "remainders=0 must be at least 1"),
     ("compositional", {"operation": "mult"}, "operation='mult'.*product"),
+    ("codes", {"pieces": 4}, "pieces=4 of dim=6"),
+    ("codes", {"codes": 1}, "codes=1 must be at least 2"),
+    ("codes", {"source": "huffman"}, "source='huffman'.*hash"),
     ("hashed", {"hashes": 0}, "hashes=0 must be at least 1"),
     ("tensor_train", {"rank": 0}, "rank=0 must be at least 1"),
     (

@@ -32,6 +32,7 @@ from train import cache, corpus, tasks, tokenizer
 from train.corpus import Progress, Split
 
 KNOWN = ("stdlib", "text:PATH", "bytes:PATH", "tfds:NAME[/CONFIG]")
+COUNTED = 20_000_000  # symbols of which co-occurrences are counted
 VALID, TEST = 1, 2  # streams of a task's key; 0 is training's
 
 Batch = dict[str, np.ndarray]
@@ -272,6 +273,15 @@ class Text:
 
     return Batches(-(-len(packed) // (batch * length)), len(part.bytes), make)
 
+  def counts(self):
+    """How often each symbol of the training text follows each, sparse: among
+    the first COUNTED of them."""
+    from arch import quantiser  # scipy, which few models want
+
+    packed = self._packed("train")
+    part = packed.targets[:COUNTED], packed.first[:COUNTED]
+    return quantiser.pairs(*part, self.vocab + 1)
+
   def _split(self, split: str) -> Split:
     if split not in corpus.SPLITS:
       raise ValueError(
@@ -374,6 +384,9 @@ class Task:
     self.length, self.note = self.cfg.length, self.cfg.note
     both = f"{name} {self.cfg} {self.cfg.scored}"
     self.hash = hashlib.sha256(both.encode()).hexdigest()
+
+  def counts(self):
+    raise ValueError(f"{self.name} has no training text to count symbols in")
 
   def batch(self, seed, step, batch: int, length: int) -> dict[str, jax.Array]:
     """Training batch number `step`; seed and step may be traced."""

@@ -21,7 +21,7 @@ from train.evaluate import Score, Scorer
 from train.metrics import Metrics
 from train.sharding import Sharding
 from train.signals import Signals
-from train.step import Step
+from train.step import Step, overwrite
 from train.workdir import Workdir
 
 resolve = rules.resolve
@@ -155,6 +155,8 @@ def run(
   """
   # what these refuse leaves no folder
   step = step or Step(cfg)
+  if data.is_task:
+    step.model.vocab.counted(data.counts)
   if replicates is None:
     seed, lr = cfg.train.seed, cfg.train.lr
   else:
@@ -236,10 +238,20 @@ class Run:
       self.state, self.n = restored
     elif init is not None:
       self.state = self.placed(self.state | taken(init, self.state, self.data))
+    else:
+      self.state = self.placed(self.state | self.counted())
     self.log = Metrics(self.folder, None if restored is None else self.n)
     stack.callback(self.log.close)
     self.curve = metrics_lib.read(self.folder)
     self.clock = Clock(next((c["seconds"] for c in self.curve[::-1]), 0.0))
+
+  def counted(self) -> dict:
+    """The buffers, with what the vocabulary takes from counts of the text."""
+    new = self.step.model.vocab.counted(self.data.counts)
+    lead = (self.R,) if self.R else ()
+    new = jax.tree.map(lambda a: np.broadcast_to(a, (*lead, *a.shape)), new)
+    new = {"vocab": new} if new else {}
+    return {"buffers": overwrite(self.state["buffers"], new)}
 
   def placed(self, state):
     return self.sharding.state(state, self.step.layers)

@@ -9,11 +9,12 @@ topologies that a config with it was compiled for) and by `launch.architectures
   {"format": 1,
    "mixers": {NAME: {SECTION: {"hash", "date", "versions", "found"}}},
    "channels": ..., "vocab": ..., "weights": ..., "wiring": ...,
-   "conversions": ...}
+   "body": ..., "conversions": ..., "configs": ...}
 
 A section whose hash is not that of the part's file, of what it imports from
 arch, and of what checked it, is stale; a part without one is unverified in it.
-A conversion's hash is of all of arch. The suite does not check again what a
+A conversion's hash is of all of arch. A config's properties, and that it meets
+a budget, are there to save time alone: the suite does not check again what a
 section holds of this very code, found with these versions.
 """
 
@@ -41,8 +42,8 @@ from train.platform import ROOT
 
 FILE = ROOT / "docs" / "provenance.json"
 FORMAT = 1
-AXES = ("channels", "vocab", "weights", "wiring")  # beside the mixers
-KINDS = ("mixers", *AXES, "conversions")
+AXES = ("channels", "vocab", "weights", "wiring", "body")  # beside the mixers
+KINDS = ("mixers", *AXES, "conversions", "configs")
 # what a part must have
 CHECKS = {kind: ("cases", "tpu") for kind in AXES}
 CHECKS |= {"mixers": ("cases", "start", "tpu"), "conversions": ("cases",)}
@@ -51,6 +52,7 @@ CASES = {  # where those of these kinds are, in the place of PARITY
   "vocab": ("tests/test_vocab.py",),
   "weights": ("tests/test_weights.py",),
   "wiring": ("tests/test_loops.py", "tests/test_shell.py"),
+  "body": ("tests/test_body.py",),
 }
 PROOFS = {  # the files that check a section
   "cases": PARITY,
@@ -59,6 +61,17 @@ PROOFS = {  # the files that check a section
   "measured": (),
 }
 
+CONFIGS = {  # what checks a config, beside its own code
+  "properties": (
+    "configs/__init__.py",
+    "tests/conftest.py",
+    "tests/models.py",
+    "tests/programs.py",
+    "tests/test_properties.py",
+    "train/sharding.py",
+  ),
+  "sizes": ("configs/__init__.py", "tests/test_sizes.py", "train/sizes.py"),
+}
 TRAINING = (  # what trains and scores any model
   "train.data",
   "train.evaluate",
@@ -76,6 +89,10 @@ def digest(kind: str, name: str, section: str) -> str:
   """Of the mixer's code and of what checks it, as a section keeps it."""
   if kind == "conversions":
     return _hash(conversion(name))
+  if kind == "configs":
+    model = configs.load(name, "tiny").copy_and_resolve_references().model
+    own = {f"configs/{name}.py", *CONFIGS[section]}
+    return _hash(dependencies(model.to_dict()) | own)
   files_ = PROOFS[section]
   if section == "cases":
     files_ = CASES.get(kind, files_)
@@ -104,7 +121,7 @@ def known(kind: str) -> list[str]:
   if kind == "conversions":
     files = (ROOT / "train/convert/types").glob("[a-z]*.py")
     return sorted(file.stem for file in files)
-  return registry.names(kind)
+  return configs.names() if kind == "configs" else registry.names(kind)
 
 
 def versions() -> dict[str, str]:
@@ -142,16 +159,22 @@ def code(model) -> str:
 
   Comments count: what a file means is not looked into.
   """
+  return _hash(dependencies(model))
+
+
+def dependencies(model) -> set[str]:
+  """The files of that code, paths from ROOT."""
   modules = {"arch.lm", *TRAINING}
   modules |= {f"arch.vocab.{n}" for n in files(model["vocab"]).values()}
   modules.add(f"arch.weights.{model['linear']}")
+  modules.add(f"arch.body.{model['body']}")
   loop = pattern.Loop(**model["loop"])
   layout = (model[k] for k in ("pattern", "depth", "channel", "wiring"))
   for place in pattern.places(*layout, loop):
     modules.add(f"arch.wiring.{place.wiring}")
     modules |= {f"arch.mixers.{name}" for name in place.mixers}
     modules |= {f"arch.channels.{place.channel}"}
-  return _hash(set().union(*map(sources, modules)))
+  return set().union(*map(sources, modules))
 
 
 def sources(module: str) -> set[str]:

@@ -26,30 +26,19 @@ from arch.roles import Buffer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(experts.Config):
-  """Raises ValueError for sizes below 1, top > experts, a rate not in (0, 1].
+class Config(experts.Varying):
+  """Raises ValueError for a rate not in (0, 1], too.
 
   Attributes:
-    most: experts that a token has slots for; None for twice `top`.
     rate: u.
   """
 
-  most: int | None = None
   rate: float = 0.05
 
   def __post_init__(self):
     super().__post_init__()
-    self.at_least(most=self.top)
-    if self.most is not None and self.most > self.experts:
-      raise ValueError(
-        f"{self.where}: most={self.most} of experts={self.experts}"
-      )
     if not 0 < self.rate <= 1:
       raise ValueError(f"{self.where}: rate={self.rate} must be in (0, 1]")
-
-  @property
-  def K(self) -> int:
-    return self.most or min(2 * self.top, self.experts)
 
 
 class Channel(experts.Channel):

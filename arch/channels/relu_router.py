@@ -27,31 +27,21 @@ from arch.roles import Buffer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(experts.Config):
-  """Raises ValueError for sizes below 1, top > experts, rates below theirs.
+class Config(experts.Varying):
+  """Raises ValueError for rates below theirs, too.
 
   Attributes:
-    most: experts that a token has slots for; None for twice `top`.
     strength: l at the start.
     rate: a.
   """
 
-  most: int | None = None
   strength: float = 1e-8
   rate: float = 1.2
 
   def __post_init__(self):
     super().__post_init__()
     self.positive("strength")
-    self.at_least(rate=1, most=self.top)
-    if self.most is not None and self.most > self.experts:
-      raise ValueError(
-        f"{self.where}: most={self.most} of experts={self.experts}"
-      )
-
-  @property
-  def K(self) -> int:
-    return self.most or min(2 * self.top, self.experts)
+    self.at_least(rate=1)
 
 
 class Channel(experts.Channel):

@@ -18,10 +18,12 @@ B batch  T time  D width  V symbols  C positions in a chunk  k symbols ahead
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from arch import config, losses
 from arch.product import product
+from arch.roles import Buffer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,7 @@ class Table(nnx.Module):
     raise NotImplementedError
 
   def lent(self):
-    """That, a pytree of arrays."""
+    """That."""
     raise NotImplementedError
 
 
@@ -86,7 +88,6 @@ class Readout(nnx.Module):
   """Symbols out, as a distribution over V; made as Readout(cfg, rngs=rngs).
 
   Attributes:
-    held: constants that the functions read, a pytree of arrays.
     wide: how many numbers a position holds on the way to its nats, which sets
       how many positions a chunk of the loss has.
     borrows: what it reads of a table that it is tied to; None if it cannot be.
@@ -94,7 +95,6 @@ class Readout(nnx.Module):
     weight: of the mean nats of those after the next in the loss of training.
   """
 
-  held = ()
   borrows = None
   horizon = 1
   weight = 0.0
@@ -106,6 +106,10 @@ class Readout(nnx.Module):
       lent: the table's, if tied; else None.
     """
     raise NotImplementedError
+
+  def held(self, lent):
+    """Constants that they read, a pytree of arrays."""
+    return ()
 
   @classmethod
   def logits(cls, cfg, params, held, x):
@@ -127,14 +131,22 @@ class Rows(nnx.Module):
   """V + 1 rows that are made of fewer numbers; made as
   Rows(cfg, std, rngs=rngs), with rows of about that standard deviation."""
 
-  def arrays(self) -> dict:
-    """Its parameters, by name."""
-    found = {k: p for k, p in vars(self).items() if isinstance(p, nnx.Param)}
+  def arrays(self, role=nnx.Param) -> dict:
+    """Its parameters by name, or its variables of another role."""
+    found = {k: p for k, p in vars(self).items() if isinstance(p, role)}
     return {name: p[...] for name, p in found.items()}
+
+  def counted(self, counts) -> dict:
+    """New values of its buffers that depend on the training text, by name.
+
+    Args:
+      counts: () -> how often each symbol follows each, sparse V+1 V+1.
+    """
+    return {}
 
   @classmethod
   def of(cls, cfg, arrays, ids):
-    """The rows of these symbols, ... -> ... D in float32."""
+    """The rows of these symbols, ... -> ... D in float32, of all arrays."""
     raise NotImplementedError
 
   @classmethod
@@ -153,12 +165,13 @@ class MadeTable(Table):
     self.rows = self.Rows(cfg, std, rngs=rngs)
 
   def __call__(self, tokens, reset, state):
-    rows = self.Rows.of(self.cfg, self.rows.arrays(), tokens)
+    arrays = self.rows.arrays(nnx.Variable)
+    rows = self.Rows.of(self.cfg, arrays, tokens)
     there = (tokens >= 0) & (tokens <= self.cfg.size)
     return jnp.where(there[..., None], rows, jnp.nan).astype(self.cfg.dtype), {}
 
   def lent(self):
-    return self.rows.arrays()
+    return self.rows
 
 
 class MadeReadout(Readout):
@@ -171,11 +184,14 @@ class MadeReadout(Readout):
       self.rows = self.Rows(cfg, 0.02, rngs=rngs)
 
   def params(self, lent):
-    return self.rows.arrays() if lent is None else lent
+    return (lent or self.rows).arrays()
+
+  def held(self, lent):
+    return (lent or self.rows).arrays(Buffer)
 
   @classmethod
   def logits(cls, cfg, params, held, x):
-    rows = cls.Rows.all(cfg, params).astype(x.dtype)
+    rows = cls.Rows.all(cfg, params | held).astype(x.dtype)
     return product("cd,vd->cv", x, rows)
 
 
@@ -184,3 +200,10 @@ def mixed(x):
   x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
   x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
   return x ^ (x >> 16)
+
+
+def hashes(ids, k: int, seed: int, m: int):
+  """k fixed hashes below m of each, ... -> ... k int32."""
+  seeds = np.random.default_rng(seed).integers(2**32, size=k).astype(np.uint32)
+  own = mixed(ids.astype(jnp.uint32))
+  return jnp.stack([mixed(own + s) % m for s in seeds], -1).astype(jnp.int32)

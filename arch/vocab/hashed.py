@@ -15,7 +15,6 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from arch import vocab
@@ -55,12 +54,11 @@ class Rows(vocab.Rows):
 
   @classmethod
   def of(cls, cfg, arrays, ids):
-    seeds = np.random.default_rng(cfg.seed).integers(2**32, size=cfg.hashes)
+    places = vocab.hashes(ids, cfg.hashes, cfg.seed, cfg.m)
     weights = jnp.take(arrays["weights"], ids, axis=0)
     rows = 0
-    for i, seed in enumerate(np.uint32(seeds)):
-      at = vocab.mixed(vocab.mixed(ids.astype(jnp.uint32)) + seed) % cfg.m
-      own = jnp.take(arrays["buckets"], at.astype(jnp.int32), axis=0)
+    for i in range(cfg.hashes):
+      own = jnp.take(arrays["buckets"], places[..., i], axis=0)
       rows += weights[..., i, None] * own
     return rows
 

@@ -24,11 +24,6 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weight:
-  @property
-  def name(self):
-    """The file's."""
-    return type(self).__module__.rpartition(".")[2]
-
   def start(self, dense, parts, key) -> dict:
     raise NotImplementedError
 

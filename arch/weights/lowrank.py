@@ -46,7 +46,7 @@ class Weight(weights.Weight):
       if not r:
         whole.append(w)
         continue
-      u, s, v = jnp.linalg.svd(w, full_matrices=False)
+      u, s, v = svd(w)
       root = jnp.sqrt(s[:r])
       grown = weights.size(w) / jnp.maximum(weights.size(s[:r]), 1e-20)
       grown = jnp.sqrt(grown * jnp.sqrt(w.size / r))
@@ -76,3 +76,10 @@ class Weight(weights.Weight):
       for up in ups
     ]
     return jnp.concatenate(found, -1)
+
+
+@jax.custom_batching.sequential_vmap
+def svd(w):
+  """u, s, v of one matrix after another: on a CPU two batches at once wait for
+  ever, each for the threads that the other holds (jaxlib 0.10.2)."""
+  return jnp.linalg.svd(w, full_matrices=False)
