@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 
 import jax
+import pytest
 
 from arch import target
 
@@ -61,10 +62,25 @@ def pytest_collection_modifyitems(config, items):
   record, kept, left = provenance.read(), [], []
   for item in items:
     mark = item.get_closest_marker("recorded")
-    holds = mark and provenance.holds(record, *mark.args)
+    holds = mark and provenance.holds(record, *recorded(mark, item))
     (left if holds else kept).append(item)
   config.hook.pytest_deselected(items=left)
   items[:] = kept
+
+
+def recorded(mark, item) -> tuple:
+  """Kind, name, section and case; the test's name for none."""
+  case = mark.args[3] if len(mark.args) > 3 else item.originalname
+  return *mark.args[:3], case
+
+
+@pytest.fixture(autouse=True)
+def kept(request, record_property):
+  """What a test of a case without a name leaves in the record, if it passes."""
+  mark = request.node.get_closest_marker("recorded")
+  if mark and len(mark.args) == 3:
+    found = recorded(mark, request.node)
+    record_property("provenance", [*found])
 
 
 class Provenance:

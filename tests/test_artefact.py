@@ -85,13 +85,18 @@ def test_the_file_is_the_rounded_model(run, tmp_path, linear, bits):
   if bits in ("4", "ternary") or linear == "ternary":
     few = 15 if (linear, bits) == ("dense", "4") else 3
     assert len(np.unique(block[0, :, 0])) <= few
+
+
+def test_the_file_is_scored_and_goes_on_with_a_text(run, tmp_path):
+  found, read, _ = exported(run["dense"], tmp_path / "a.slm", "4")
   score, *_ = evaluate.whole(tmp_path / "a.slm")
   assert math.isfinite(score.bits_per_byte) and score.bytes > 0
 
   # a folder that holds these very weights answers as the file does
   text = jnp.asarray(np.arange(11)[None] % 200)
-  filled = arrays.fill(found.model, own, same)
-  assert np.array_equal(filled(text)[0], read.model(text)[0])
+  filled = arrays.fill(found.model, *arrays.pure(read.model))
+  call = jax.jit(lambda model: model(text)[0])
+  assert np.array_equal(call(filled), call(read.model))
   assert b"".join(generate.stream(tmp_path / "a.slm", b"al", size=3))
 
 

@@ -55,11 +55,16 @@ def every(marks=lambda kind, name: []):
   )
 
 
-def recorded(kind, name):
+def recorded(section):
   """Of a few nothing is on record: what checks the others still stands."""
-  always = name == "plain" and kind in ("llama", "mamba2")
-  case = "conversions", kind, "cases", {"case": name}
-  return [] if always else [pytest.mark.recorded(*case)]
+
+  def marks(kind, name):
+    always = name == "plain" and kind in ("llama", "mamba2")
+    case = {"case": name} if section == "cases" else name
+    mark = pytest.mark.recorded("conversions", kind, section, case)
+    return [] if always else [mark]
+
+  return marks
 
 
 def noisy(theirs):
@@ -152,7 +157,7 @@ def decoded(kind, theirs):
   return torch.cat(steps, 1).numpy()
 
 
-@every(recorded)
+@every(recorded("cases"))
 def test_logits_gradients_and_decoding(
   kind, name, folders, runs, tmp_path, record_property
 ):
@@ -199,8 +204,10 @@ def test_logits_gradients_and_decoding(
   assert max(errors.values()) < 1e-4, errors
 
 
-@every()
-def test_the_round_trip_is_exact(kind, name, folders, runs, tmp_path):
+@every(recorded("round trip"))
+def test_the_round_trip_is_exact(
+  kind, name, folders, runs, tmp_path, record_property
+):
   _, path = folders(kind, name)
   convert.out_of(runs(kind, name)[1], tmp_path / "out")
   theirs, ours = (load_file(p / WEIGHTS) for p in (path, tmp_path / "out"))
@@ -212,6 +219,7 @@ def test_the_round_trip_is_exact(kind, name, folders, runs, tmp_path):
     for p in (path, tmp_path / "out")
   ]
   assert configs_[0] == configs_[1]
+  record_property("provenance", ["conversions", kind, "round trip", name])
 
 
 def test_shards_and_bfloat16(tmp_path):

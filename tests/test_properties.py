@@ -18,7 +18,6 @@ from models import (
   CONFIGS,
   DISTINCT,
   MIXERS,
-  SYMBOLS,
   batch,
   close,
   config,
@@ -33,14 +32,23 @@ from train.step import Step
 
 
 def over(names):
-  """One worker an architecture, so that what it compiles is compiled once."""
+  """One worker an architecture, so that what it compiles is compiled once.
+
+  Of those that are not always shown docs/provenance.json may have what was
+  shown of this very code.
+  """
+
+  def marks(name):
+    yield pytest.mark.xdist_group(name)
+    if name not in KINDS:
+      yield pytest.mark.recorded("configs", name, "properties")
+
   return pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.xdist_group(n)) for n in names],
+    "name", [pytest.param(n, marks=[*marks(n)]) for n in names]
   )
 
 
-# one of each file in arch/recurrence, experts, and what has none of these
+# always: one of each file in arch/recurrence, experts, what has none of these
 KINDS = [
   "attention",
   "experts",
@@ -161,7 +169,9 @@ def test_full_size_is_counted_without_arrays(name):
   assert sizes.embedding <= sizes.groups["vocab"]
   # a token meets each weight once, but for embeddings and experts not chosen
   least = 2 * (sizes.active - sizes.embedding)
-  assert least < sizes.forward.total < 6 * sizes.params
+  if c.model.body == "flat":  # or it does not: chunks are fewer
+    assert least < sizes.forward.total
+  assert sizes.forward.total < 6 * sizes.params
   assert sizes.decoding.flops.total > least
   if c.published is not None:  # a start symbol's row is ours
     assert sizes.params - c.model.dim == c.published
@@ -173,7 +183,7 @@ def test_loss_at_the_start(name):
   logits, _ = call(texts, reset, None, noise=False)
   targets = jnp.roll(texts, -1, 1) % logits.shape[-1]
   nats = losses.nll(logits.reshape(-1, logits.shape[-1]), targets.ravel())
-  assert abs(jnp.mean(nats) - math.log(SYMBOLS)) < 0.3
+  assert abs(jnp.mean(nats) - math.log(logits.shape[-1])) < 0.3
 
 
 @pytest.mark.smoke

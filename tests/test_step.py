@@ -251,7 +251,7 @@ def test_a_wrong_setting_is_refused(fields, error):
 @pytest.mark.parametrize("name", optimizer.OPTIMIZERS)
 def test_decay_that_falls_is_the_plain_one_times_its_share(name):
   """At the first step, halfway and at the last; of matrices alone."""
-  c = quick("mamba2", steps=5, decay=0.5, optimizer=name)
+  c = quick("mingru", steps=5, decay=0.5, optimizer=name)
   plain = Step(c)
   c.train.decay_final = 0.2
   falls = Step(c)

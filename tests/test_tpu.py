@@ -11,11 +11,12 @@ import os
 import jax
 import programs
 import pytest
-from models import CONFIGS, MIXERS, batch, config
+from models import CONFIGS, MIXERS, batch, config, with_body
 
 import configs
 from arch import registry, target
 from arch.vocabulary import WAYS
+from train import provenance
 from train.sharding import Sharding
 from train.step import Step
 
@@ -25,8 +26,8 @@ if jax.__version_info__ < (0, 8):
     "jax 0.7 crashes where it compiles for TPUs", allow_module_level=True
   )
 
-# the delta rule, experts, and of hybrids one that shares a block
-ALWAYS = ["gated_deltanet", "compact", "zamba2"]
+# the delta rule; experts, and what a chip has of their products
+ALWAYS = ["gated_deltanet", "compact"]
 
 
 # all on the slice; a program for one chip is the same without what chips tell
@@ -40,7 +41,7 @@ CASES = [
   )
   for name in sorted({*ALWAYS, *MIXERS} & {*CONFIGS})
 ]
-CASES += [("v6e:1x1", "attention")]
+CASES += [("v6e:1x1", "zamba2")]  # one that shares a block
 
 # what stands beside a mixer, in one that is quick to compile
 SETTINGS = {
@@ -63,6 +64,8 @@ def part(kind, name):
   """A config with this file of arch/<kind>."""
   c = config("mingru")
   settings = [SETTINGS[kind].format(name)] if kind in SETTINGS else []
+  if kind == "body":
+    c = with_body(name)
   if kind == "vocab":
     module = registry.find(kind, name)
     settings = [f"{w}={name}" for w, k in WAYS.items() if hasattr(module, k)]
@@ -80,7 +83,7 @@ PARTS = [
   pytest.param(
     kind, name, marks=pytest.mark.recorded(kind, name, "tpu", "v5e:2x4")
   )
-  for kind in ("channels", "vocab", "weights", "wiring")
+  for kind in provenance.AXES
   for name in registry.names(kind)
 ]
 
