@@ -188,7 +188,8 @@ def decoding(model, length: int) -> Decoding:
   state = jax.eval_shape(lambda model: model.init_state(1, length), model)
   size = dict.fromkeys(GROUPS, 0)
   for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-    names = [entry.key for entry in path]  # trunk, stack, block, module, ...
+    # trunk, stack, block, module, and then what it likes
+    names = [getattr(entry, "key", None) for entry in path]
     group = "channel" if "channel" in names else "mixer"
     if names[0] == "vocab":
       group = "vocab"

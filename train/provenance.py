@@ -63,6 +63,7 @@ PROOFS = {  # the files that check a section
 
 CONFIGS = {  # what checks a config, beside its own code
   "properties": (
+    "arch/count.py",
     "configs/__init__.py",
     "tests/conftest.py",
     "tests/models.py",
