@@ -3,6 +3,8 @@
 python -m launch.bench [--archs=a,b] [--dim=256 --depth=4 --length=512
   --batch=8 --symbols=256] [--lengths=256,512,1024,4096,16384] [--out=FILE]
 python -m launch.bench --kernels
+python -m launch.bench --losses [--dim=256 --symbols=32768 --length=512
+  --batch=16]
 """
 
 import json
@@ -36,6 +38,9 @@ SECONDS = command.define_real("seconds", 3.0, "How long to repeat each timing.")
 KERNELS = flags.DEFINE_bool(
   "kernels", False, "Time the recurrences against their references instead."
 )
+LOSSES = flags.DEFINE_bool(
+  "losses", False, "Time the loss of every vocabulary's way out instead."
+)
 OUT = flags.DEFINE_string("out", None, "Also write the numbers here, as JSON.")
 
 HEAD = (
@@ -65,7 +70,10 @@ def main(argv):
     "machine": machine,
     "versions": platform.versions(),
   }
-  found |= kernels() if KERNELS.value else architectures(lengths)
+  if LOSSES.value:
+    found |= losses()
+  else:
+    found |= kernels() if KERNELS.value else architectures(lengths)
   if OUT.value:
     workdir.replace(OUT.value, json.dumps(found, indent=2) + "\n")
 
@@ -98,6 +106,29 @@ def kernels() -> dict:
     )
     rows.append(row)
   return {"recurrences": rows}
+
+
+def losses() -> dict:
+  from train import bench
+
+  V = SYMBOLS.value if SYMBOLS.present else 32_768
+  B = BATCH.value if BATCH.present else 16
+  command.say(
+    f"value and gradient of the loss: {B} x {LENGTH.value} tokens of width "
+    f"{DIM.value} in {DTYPE.value}, {V:,} symbols\n"
+    f"{'way out':24} {'params':>10} {'s':>8} {'times':>6} {'MiB':>8}"
+  )
+  rows = []
+  for row in bench.losses(
+    DIM.value, V, B, LENGTH.value, DTYPE.value, SECONDS.value
+  ):
+    rows.append(row)
+    times = rows[0]["seconds"] / row["seconds"]
+    command.say(
+      f"{row['output']:24} {row['params']:10,} {row['seconds']:8.2f} "
+      f"{times:6.2f} {row['memory_bytes'] / 2**20:8,.0f}"
+    )
+  return {"losses": rows}
 
 
 def architectures(lengths: list[int]) -> dict:

@@ -3,6 +3,7 @@
 import jax
 import models
 import pytest
+from test_vocab import FILES
 
 import arch
 import configs
@@ -50,6 +51,14 @@ def test_every_config_resizes(name):
     dtype="float32",
   )
   assert sizes.parameters(cfg) > 256 * 256
+
+
+def test_losses_are_of_every_way_out():
+  whole, *rows = bench.losses(4, 16, 2, 3, "float32", 0.001)
+  assert [row["output"] for row in rows] == FILES["output"]
+  full = next(row for row in rows if row["output"] == "full")
+  assert full["params"] == whole["params"] == 16 * 4
+  assert all(r["seconds"] > 0 and r["memory_bytes"] > 0 for r in rows)
 
 
 @pytest.mark.parametrize("words", [["8", "x"], ["0"], ["3", "8"]])

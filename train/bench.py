@@ -14,6 +14,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ import numpy as np
 from flax import nnx
 
 import arch
-from arch import arrays, recurrence
+from arch import arrays, recurrence, registry, vocabulary
 from train import sizes
 from train.sharding import Sharding
 from train.step import Step
@@ -204,6 +205,47 @@ def kernels(seconds: float = 1.0) -> Iterator[dict]:
           "reference": times["reference"],
           "fast": times[twin],
         }
+
+
+def losses(
+  D: int, V: int, B: int, T: int, dtype: str, seconds: float = 1.0
+) -> Iterator[dict]:
+  """Value and gradient of the loss of B T features by every way out, untied, of
+  targets of Zipf's law; first by all logits of `full` at once."""
+  chances = 1 / np.arange(1, V + 1)
+  rng = np.random.default_rng(0)
+  targets = rng.choice(V, (B, T), p=chances / chances.sum())
+  targets = jnp.asarray(targets, jnp.int32)
+  x = jax.random.normal(jax.random.key(0), (B, T, D), dtype)
+
+  def whole(vocab, x):
+    logs = jax.nn.log_softmax(vocab.logits(x))
+    return -jnp.mean(jnp.take_along_axis(logs, targets[..., None], -1))
+
+  def chunked(vocab, x):
+    return vocab.loss(x, targets, jnp.ones((B, T)))
+
+  outputs = [
+    name
+    for name in registry.names("vocab")
+    if hasattr(registry.find("vocab", name), vocabulary.WAYS["output"])
+  ]
+  for name, label, loss in (
+    ("full", "all logits at once", whole),
+    *((name, name, chunked) for name in outputs),
+  ):
+    told = {"input": "full", "output": name, "size": V, "tied": False}
+    cfg = SimpleNamespace(dim=D, dtype=dtype, positions=0, vocab=told)
+    vocab = vocabulary.Vocab(cfg, rngs=nnx.Rngs(0))
+    run = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(vocab, x).compile()
+    took, _ = fastest(lambda _, run=run, v=vocab: run(v, x), None, seconds)
+    params = jax.tree.leaves(nnx.state(vocab.readout, nnx.Param))
+    yield {
+      "output": label,
+      "params": sum(p.size for p in params),
+      "seconds": took,
+      "memory_bytes": run.memory_analysis().temp_size_in_bytes,
+    }
 
 
 def both(function: Callable, inputs: dict, seconds: float) -> dict:
