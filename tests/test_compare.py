@@ -80,6 +80,30 @@ def test_results_have_every_run_and_can_be_reported(finished, tmp_path):
   assert saved["data"]["hash"] and saved["versions"]["jax"]
 
 
+def test_a_file_of_an_arm_has_its_bytes_and_score(finished):
+  pytest.importorskip("constriction")
+  _, results, _ = finished
+  for run in results["runs"]:
+    if run["phase"] == "tune":
+      assert run["exported"] is None
+      continue
+    own = run["exported"]
+    assert 0.3 * run["params"] < own["bytes"] < 1.5 * run["params"]
+    off = own["bits_per_byte"] - run["bits_per_byte"]
+    assert own["bits"] == "8" and 0 < abs(off) < 0.05
+
+
+def test_what_an_arm_says_of_itself_is_that_of_its_last_tenth():
+  lines = [
+    {"step": i, "loss_0": 1.0, "loss_1": 1.0, "load_0": i, "load_1": -i}
+    for i in range(1, 21)
+  ]
+  assert compare.statistics(lines, "_1") == {"load": -19.5}
+  assert compare.statistics(lines[:1], "_0") == {"load": 1}
+  alone = [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "dead": 0.5}]
+  assert compare.statistics(alone, "") == {"dead": 0.5}
+
+
 def test_the_best_rate_is_the_validation_slices(finished):
   _, results, _ = finished
   for name, arm in results["arms"].items():

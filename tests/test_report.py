@@ -191,6 +191,31 @@ def test_csv_has_a_line_a_run(tmp_path):
   assert table[-1]["rank"] == "3"
 
 
+def test_files_and_what_arms_say_of_themselves(tmp_path):
+  """Where there is some, and of the arms that have it."""
+  results = make()
+  plain = report.write(results, tmp_path / "plain")
+  for run in results["runs"]:
+    if run["phase"] == "final" and run["arch"] != "a":
+      score = {"nats": 1.5, "bits_per_byte": 2.345}
+      run["exported"] = {"bits": "8", "bytes": 7 * 1024, **score}
+    if run["phase"] == "final" and run["arch"] == "c":
+      run["statistics"] = {"dead_experts": 0.125 * run["seed"]}
+  made = report.write(results, tmp_path / "made")
+  for paths, there in ((plain, False), (made, True)):
+    page = paths["report.html"].read_text()
+    Page(page)
+    assert ("dead experts" in page) == there == ("2.345" in page)
+    assert ("float16" in page) == there == ("say of themselves" in page)
+  text = report.leaderboard(results)
+  assert max(map(len, text.splitlines())) <= 80
+  assert "c: dead experts 0.25" in text and "7.00 KiB" in text
+  assert "exported" not in report.leaderboard(make())
+  with made["results.csv"].open(newline="") as f:
+    found = {r["arch"]: r["bytes_exported"] for r in csv.DictReader(f)}
+  assert found == {"a": "", "b": "7168.0", "c": "7168.0"}
+
+
 @pytest.mark.parametrize("metric", ["bits_per_byte", "accuracy"])
 @pytest.mark.parametrize(
   "size", [{}, {"arms": ("a",), "seeds": (1,)}, {"seeds": ()}]

@@ -28,7 +28,6 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -214,6 +213,39 @@ def get(data: Reader, about: dict, learnt: bool):
   raise ValueError(f"an array of unknown kind {about['kind']!r}")
 
 
+def packed(model, bits: str) -> tuple[dict, list[bytes]]:
+  """A model's arrays as bytes, and how to read them."""
+  params, buffers = (flatten_dict(tree) for tree in arrays.pure(model))
+  roles, parts = flatten_dict(arrays.roles(model)), ternaries(model)
+  about, blobs = {}, []
+  for tree, leaves in (("params", params), ("buffers", buffers)):
+    about[tree] = []
+    for name in sorted(leaves):
+      data, how = put(leaves[name], roles.get(name), bits, parts.get(name))
+      about[tree].append({"path": list(name)} | how)
+      blobs.append(data)
+  return about, blobs
+
+
+def unpacked(about: dict, data: bytes, model):
+  """The model, which may be abstract, with the arrays of these bytes."""
+  learnt, blobs, trees = ternaries(model), Reader(data), []
+  for tree in ("params", "buffers"):
+    found = {}
+    for how in about[tree]:
+      name = tuple(how["path"])
+      found[name] = jnp.asarray(get(blobs, how, name in learnt))
+    trees.append(unflatten_dict(found))
+  return arrays.fill(model, *trees)
+
+
+def rounded(model, bits: str):
+  """The model that a file of these bits holds, and the bytes of its arrays."""
+  about, blobs = packed(model, bits)
+  data = b"".join(blobs)
+  return unpacked(about, data, model), len(data)
+
+
 def write(path, config, tokens, model, bits: str = "16") -> int:
   """Writes a model; its size in bytes.
 
@@ -227,21 +259,13 @@ def write(path, config, tokens, model, bits: str = "16") -> int:
   """
   if bits not in BITS:
     raise ValueError(f"--bits={bits}: one of {', '.join(BITS)}")
-  params, buffers = (flatten_dict(tree) for tree in arrays.pure(model))
-  roles, parts = flatten_dict(arrays.roles(model)), ternaries(model)
-  about, blobs = {}, []
-  for tree, leaves in (("params", params), ("buffers", buffers)):
-    about[tree] = []
-    for name in sorted(leaves):
-      data, how = put(leaves[name], roles.get(name), bits, parts.get(name))
-      about[tree].append({"path": list(name)} | how)
-      blobs.append(data)
+  about, blobs = packed(model, bits)
   with tempfile.TemporaryDirectory() as folder:
     tokens.save(Path(folder) / tokenizer.FILE)
     text = (Path(folder) / tokenizer.FILE).read_text(encoding="utf-8")
   header = {"config": config, "tokenizer": text, "bits": bits, **about}
-  packed = lzma.compress(json.dumps(header).encode(), preset=9)
-  rest = len(packed).to_bytes(4, "little") + packed + b"".join(blobs)
+  text = lzma.compress(json.dumps(header).encode(), preset=9)
+  rest = len(text).to_bytes(4, "little") + text + b"".join(blobs)
   checksum = hashlib.sha256(rest).digest()
   whole = MAGIC + bytes([VERSION]) + checksum + rest
   workdir.replace(path, whole)
@@ -270,13 +294,5 @@ def read(path) -> Artefact:
     file.write_text(header["tokenizer"], encoding="utf-8")
     tokens = tokenizer.load(file, config["model"]["vocab"]["size"])
   model = lm.abstract(config["model"])
-  learnt, blobs = ternaries(model), Reader(rest[4 + size :])
-  trees = []
-  for tree in ("params", "buffers"):
-    found = {}
-    for about in header[tree]:
-      name = tuple(about["path"])
-      found[name] = jnp.asarray(get(blobs, about, name in learnt))
-    trees.append(unflatten_dict(found))
-  model = arrays.fill(model, *jax.tree.map(jnp.asarray, trees))
+  model = unpacked(header, rest[4 + size :], model)
   return Artefact(config, tokens, model, header["bits"])

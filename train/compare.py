@@ -17,11 +17,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 import arch
+from arch import arrays
 from arch.count import decoding
 from configs import path_of
 from train import (
+  artefact,
   checkpoint,
   loop,
   models,
@@ -42,6 +46,8 @@ RESULT = "result.json"
 CODE = "code"  # beside it: train.provenance.code as the run began
 DECODE = (1024, 65_536)  # lengths at which decoding is counted
 CURVE = ("step", "tokens", "seconds", "loss")
+LOGGED = ("grad_norm", *CURVE)  # beside what an architecture says of itself
+EXPORT = "8"  # bits of the file that an arm's size is told of
 TIMING = ("seconds", "tokens_per_second", "compile_seconds")
 
 
@@ -159,6 +165,49 @@ def whole(file, cfg) -> dict:
       "to train it again:\n  " + "\n  ".join(other)
     )
   return run
+
+
+def statistics(lines, own: str) -> dict[str, float]:
+  """What an architecture says of itself, the mean of a run's last tenth.
+
+  Args:
+    own: the ending of a replicate's columns.
+  """
+  names = [k.removesuffix(own) for k in lines[-1] if k.endswith(own)]
+  last = lines[-(-len(lines) * 9 // 10) :] or lines[-1:]
+  found = {}
+  for name in names:
+    values = [line.get(f"{name}{own}") for line in last]
+    if name not in LOGGED and all(type(v) in (int, float) for v in values):
+      found[name] = float(np.mean(values))
+  return found
+
+
+def exported(state, programs, windows) -> list[dict | None]:
+  """Of each replicate the bytes of its arrays in a file of EXPORT bits, and
+  what it scores then; None where there is nothing to write them with."""
+  try:
+    artefact.coder()
+  except ValueError:
+    return [None] * max(1, *state["step"].shape)
+  averaged = "ema" if "ema" in state else "params"
+  params, buffers = jax.device_get((state[averaged], state["buffers"]))
+  model, R = programs["step"].model, state["step"].shape
+  found, sizes_ = [], []
+  for i in range(R[0] if R else 1):
+    own = (
+      jax.tree.map(lambda a, i=i: jnp.asarray(a[i] if R else a), tree)
+      for tree in (params, buffers)
+    )
+    model_, size = artefact.rounded(arrays.fill(model, *own), EXPORT)
+    found.append(arrays.pure(model_)[0])
+    sizes_.append(size)
+  whole = jax.tree.map(lambda *a: np.stack(a) if R else a[0], *found)
+  scores = programs["scorer"](state | {averaged: whole}, windows, windows.bytes)
+  return [
+    {"bits": EXPORT, "bytes": size} | score.metrics
+    for size, score in zip(sizes_, scores, strict=True)
+  ]
 
 
 class Comparison:
@@ -487,12 +536,13 @@ class Comparison:
       return [common | {"seed": seed, "lr": lr} | lost for seed, lr in group]
     if not result.done:
       return None
-    scores = result.scores
+    scores, files = result.scores, [None] * len(group)
     if phase == "final":
       windows = data.windows(
         "test", length=cfg.train.length, size=cfg.train.eval_bytes
       )
       scores = programs["scorer"](result.state, windows, windows.bytes)
+      files = exported(result.state, programs, windows)
     found = []
     for i, (seed, lr) in enumerate(group):
       own = "" if together is None else f"_{i}"
@@ -507,6 +557,8 @@ class Comparison:
       run |= self.timing(result, len(group))
       run |= score if alive else dict.fromkeys(score)
       run |= {"diverged": not alive, "positions": scores[i].positions}
+      run |= {"statistics": statistics(lines, own)}
+      run |= {"exported": files[i] if alive else None}
       found.append(run)
       self.say(f"{name} {phase} seed {seed} lr {rate(lr)}: {scores[i]}")
     return found

@@ -12,7 +12,9 @@
     target), positions (targets that were scored), params, tokens, seconds,
     tokens_per_second, compile_seconds, diverged, curve {step, tokens, seconds,
     loss (nats a target)}, config; code (train.provenance.code), versions and
-    machine of when it was trained, None where that is not known]
+    machine of when it was trained, None where that is not known; statistics
+    (what its architecture said of itself at the end, by name), and exported:
+    bits, bytes and the score of its rounded weights, None without a coder]
 A diverged run has None for its scores. Of runs that were trained together each
 has its share of their seconds. ValueErrors name what does not fit.
 """
@@ -242,9 +244,24 @@ def rows(results) -> list[dict]:
       row[f"state_bytes_{short}"] = arm["state_bytes"][context]
     row["tokens_per_second"] = _mean(r["tokens_per_second"] for r in finals)
     row["seconds"] = _mean(r["seconds"] for r in finals)
+    files = [r["exported"] for r in finals if r.get("exported")]
+    row["bytes_float16"] = 2 * arm["params"]
+    row["bytes_exported"] = _mean(f["bytes"] for f in files)
+    row["score_exported"] = _mean(f[results["metric"]] for f in files)
     row["lr"], row["lr_at_edge"] = arm["lr"], arm["lr_at_edge"]
     table.append(row)
   return table
+
+
+def statistics_of(results, arm) -> dict[str, float]:
+  """What an arm's finished runs said of themselves at their end, the mean."""
+  runs = [
+    r["statistics"] | {}
+    for r in runs_of(results, arm, "final")
+    if r.get("statistics") and score(results, r) is not None
+  ]
+  names = dict.fromkeys(name for own in runs for name in own)
+  return {name: _mean(own.get(name) for own in runs) for name in names}
 
 
 def curve(results, arm) -> dict[str, np.ndarray] | None:

@@ -44,6 +44,8 @@ RUN = {
   "positions": (positive, None),
   **dict.fromkeys(TIMES, (amount, None)),
   **dict.fromkeys(("versions?", "machine?"), ({str: any_}, None)),
+  "statistics?": {str: amount},
+  "exported?": ({"bits": text, "bytes": whole, "nats": amount}, None),
   "curve": {
     "step": [natural],
     "tokens": [amount],

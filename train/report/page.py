@@ -71,6 +71,7 @@ def section(results, name, several) -> str:
     rates(results),
     diverged(results),
     sizes(results, table),
+    told(results, table),
     conditions(results),
   ]
   return "".join(out)
@@ -147,6 +148,9 @@ def leaderboard(results, table) -> str:
     ("state", ("at 1k", "at 64k")),
     ("speed", ("tokens/s", "seconds")),
   )
+  files = any(row["bytes_exported"] for row in table)
+  if files:
+    groups += (("a file", ("float16", "8 bits", f"{unit.name} then")),)
   head = '<tr><th class="left stick" rowspan="2">arm</th>'
   head += "".join(
     f'<th class="group" colspan="{len(columns)}">{escape(group)}</th>'
@@ -161,6 +165,8 @@ def leaderboard(results, table) -> str:
   for row in table:
     own = tables.cells(row, places)
     rank, arm = own.pop("rank"), own.pop("arm")
+    if not files:
+      own = {k: own[k] for k in [*own][:-3]}
     lines.append(
       f"<tr>{arm_cell(results, arm, rank)}"
       + "".join(f"<td>{escape(cell)}</td>" for cell in own.values())
@@ -304,6 +310,26 @@ def sizes(results, table) -> str:
     )
   about = "The widths that were solved for, and what they came to."
   return heading("Sizes", about) + grid(head + "</tr>", lines)
+
+
+def told(results, table) -> str:
+  names, found = tables.told(results, table)
+  if not found:
+    return ""
+  head = '<tr><th class="left stick">arm</th>'
+  head += "".join(f"<th>{escape(name)}</th>" for name in names)
+  lines = [
+    f"<tr>{arm_cell(results, arm)}"
+    + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    + "</tr>"
+    for arm, *cells in found
+  ]
+  about = (
+    "What these arms log beside their loss, as the load of experts or the "
+    "tokens a chunk: the mean over a run's last tenth, and over seeds."
+  )
+  title = "What arms say of themselves"
+  return heading(title, about) + grid(head + "</tr>", lines)
 
 
 def conditions(results) -> str:

@@ -21,6 +21,7 @@ RUN_COLUMNS = (
 ARM_COLUMNS = (
   "rank", "rank_last", "params", "params_embedding", "flops_per_token",
   "decode_flops_1k", "decode_flops_64k", "state_bytes_1k", "state_bytes_64k",
+  "bytes_float16", "bytes_exported", "score_exported",
 )  # fmt: skip
 
 
@@ -45,7 +46,22 @@ def cells(row, places: int) -> dict[str, str]:
     "state_64k": size(row["state_bytes_64k"]),
     "speed": fixed(row["tokens_per_second"]),
     "seconds": fixed(row["seconds"]),
+    "float16": size(row["bytes_float16"]),
+    "exported": size(row["bytes_exported"]),
+    "exported_score": data.plus_minus(row["score_exported"], None, places),
   }
+
+
+def told(results, table) -> tuple[list[str], list[list[str]]]:
+  """What arms say of themselves: titles, and a line an arm that says some."""
+  found = {r["arch"]: data.statistics_of(results, r["arch"]) for r in table}
+  names = list(dict.fromkeys(name for own in found.values() for name in own))
+  lines = [
+    [arm, *(data.humanise(own.get(name)) for name in names)]
+    for arm, own in found.items()
+    if own
+  ]
+  return [name.replace("_", " ") for name in names], lines
 
 
 def notes(results, table) -> list[str]:
@@ -121,6 +137,15 @@ def text(results) -> str:
   lines = _aligned(shown, scores)
   lines += [textwrap.fill(note, COLUMNS) for note in said[:2]]
   lines += ["", *_aligned(shown, costs, groups)]
+  if any(row["bytes_exported"] for row in table):
+    files = {"arm": "arm", "float16": "float16", "exported": "8 bits"}
+    files["exported_score"] = f"{data.metric(results).name} then"
+    lines += ["", *_aligned(shown, files, [("float16", "a file")])]
+  names, own = told(results, table)
+  for arm, *values in own:
+    pairs = zip(names, values, strict=True)
+    parts = ", ".join(f"{k} {v}" for k, v in pairs if v != "–")
+    lines += [textwrap.fill(f"{arm}: {parts}", COLUMNS)]
   lines += [textwrap.fill(note, COLUMNS) for note in said[2:]]
   return "\n".join(lines)
 
