@@ -38,7 +38,9 @@ def test_the_distance_is_that_of_whole_distributions(name):
     return own.apart(x, other, theirs, weights, 1.7)
 
   (found, moved), (exact, wanted) = (
-    jax.jit(jax.value_and_grad(f, (0, 1, 2, 3)))(own, x, other, theirs)
+    jax.jit(jax.value_and_grad(f, (0, 1, 2, 3), allow_int=True))(
+      own, x, other, theirs
+    )
     for f in (ours, plain)
   )
   assert exact > 0.01

@@ -60,6 +60,33 @@ class Config:
     return f"vocabulary {self.name}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pieces(Config):
+  """Of rows that are M pieces, each one of K.
+
+  Raises ValueError for pieces that do not divide dim, fewer than 2 codes, too.
+
+  Attributes:
+    pieces: M; None for the largest of 8, 4, 2, 1 that divides dim.
+    codes: K.
+  """
+
+  pieces: int | None = None
+  codes: int = 32
+  tied: bool = True
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.at_least(pieces=1, codes=2)
+    if self.dim % self.M:
+      raise ValueError(f"{self.where}: pieces={self.M} of dim={self.dim}")
+
+  @property
+  def M(self) -> int:
+    """pieces"""
+    return self.pieces or next(m for m in (8, 4, 2, 1) if self.dim % m == 0)
+
+
 class Table(nnx.Module):
   """Symbols in; made as Table(cfg, rngs=rngs).
 
