@@ -24,7 +24,7 @@ AXES = {
   "linear": registry.names("weights"),
   "wiring": sorted({*registry.names("wiring")} - OWN),
   "times": [1, 1, 2],
-  "body": ["flat", *registry.names("body")],
+  "body": ["flat"] * 6 + registry.names("body"),
 }
 COUNT = 34  # thirty, and as many as there are mixers
 

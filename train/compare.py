@@ -473,7 +473,8 @@ class Comparison:
         code, unless that is to be kept.
     """
     # an older version of this file kept none of these
-    run = dict.fromkeys(("code", "versions", "machine")) | whole(file, cfg)
+    own = dict.fromkeys(("code", "versions", "machine", "exported"))
+    run = own | {"statistics": {}} | whole(file, cfg)
     commit = str((run["versions"] or {}).get("commit", "unknown"))
     self.same_code(f"{file} (commit {commit[:7]})", run["code"], name)
     return run
@@ -533,6 +534,7 @@ class Comparison:
       lost = dict.fromkeys(("nats", data.metric, "positions"))
       lost |= dict.fromkeys(TIMING)
       lost |= {"diverged": True, "curve": dict.fromkeys(CURVE, [])}
+      lost |= {"statistics": {}, "exported": None}
       return [common | {"seed": seed, "lr": lr} | lost for seed, lr in group]
     if not result.done:
       return None
