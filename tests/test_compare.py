@@ -100,6 +100,8 @@ def test_what_an_arm_says_of_itself_is_that_of_its_last_tenth():
   ]
   assert compare.statistics(lines, "_1") == {"load": -19.5}
   assert compare.statistics(lines[:1], "_0") == {"load": 1}
+  lost = [line | {"load_0": math.nan} for line in lines]  # it diverged
+  assert compare.statistics(lost, "_0") == {}
   alone = [{"step": 1, "loss": 2.0, "grad_norm": 1.0, "dead": 0.5}]
   assert compare.statistics(alone, "") == {"dead": 0.5}
 

@@ -142,3 +142,11 @@ def test_the_verdict_says_what_was_held_against_what():
   assert architectures.verdict(rows[:1]) == (
     "1 token mixer: 1 held against the code of others; no gaps."
   )
+
+
+def test_blocks_around_chunks_are_code_of_an_arm():
+  model = configs.load("hnet").copy_and_resolve_references().model.to_dict()
+  found = provenance.dependencies(model)
+  assert {f"arch/{name}.py" for name in ("mixers/mamba2", "body/hnet")} <= found
+  model["bodies"]["hnet"]["outer"] = None
+  assert "arch/mixers/mamba2.py" not in provenance.dependencies(model)

@@ -214,6 +214,17 @@ def test_files_and_what_arms_say_of_themselves(tmp_path):
   with made["results.csv"].open(newline="") as f:
     found = {r["arch"]: r["bytes_exported"] for r in csv.DictReader(f)}
   assert found == {"a": "", "b": "7168.0", "c": "7168.0"}
+  run["exported"]["bits_per_byte"] = None
+  report_kinds.check(results)
+  run["statistics"]["dead_experts"] = -1.5
+  report_kinds.check(results)
+  for wrong in ("low", math.inf):
+    run["exported"]["bits_per_byte"] = wrong
+    with pytest.raises(ValueError, match=r"exported.bits_per_byte .* number"):
+      report_kinds.check(results)
+  del run["exported"]["bits_per_byte"]
+  with pytest.raises(ValueError, match="exported.*bits_per_byte"):
+    report_kinds.check(results)
 
 
 @pytest.mark.parametrize("metric", ["bits_per_byte", "accuracy"])

@@ -180,7 +180,7 @@ def statistics(lines, own: str) -> dict[str, float]:
     values = [line.get(f"{name}{own}") for line in last]
     if name not in LOGGED and all(type(v) in (int, float) for v in values):
       found[name] = float(np.mean(values))
-  return found
+  return {k: v for k, v in found.items() if math.isfinite(v)}
 
 
 def exported(state, programs, windows) -> list[dict | None]:
@@ -204,10 +204,12 @@ def exported(state, programs, windows) -> list[dict | None]:
     sizes_.append(size)
   whole = jax.tree.map(lambda *a: np.stack(a) if R else a[0], *found)
   scores = programs["scorer"](state | {averaged: whole}, windows, windows.bytes)
-  return [
-    {"bits": EXPORT, "bytes": size} | score.metrics
-    for size, score in zip(sizes_, scores, strict=True)
-  ]
+  files = []
+  for size, score in zip(sizes_, scores, strict=True):
+    own = score.metrics.items()
+    own = {k: v if math.isfinite(v) else None for k, v in own}
+    files.append({"bits": EXPORT, "bytes": size} | own)
+  return files
 
 
 class Comparison:

@@ -155,7 +155,7 @@ def run(
   """
   # what these refuse leaves no folder
   step = step or Step(cfg)
-  if data.is_task:
+  if data.is_task:  # it has no text to count, which this says where one is read
     step.model.vocab.counted(data.counts)
   if replicates is None:
     seed, lr = cfg.train.seed, cfg.train.lr

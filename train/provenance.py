@@ -170,8 +170,12 @@ def dependencies(model) -> set[str]:
   modules.add(f"arch.weights.{model['linear']}")
   modules.add(f"arch.body.{model['body']}")
   loop = pattern.Loop(**model["loop"])
-  layout = (model[k] for k in ("pattern", "depth", "channel", "wiring"))
-  for place in pattern.places(*layout, loop):
+  common = model["channel"], model["wiring"]
+  places = pattern.places(model["pattern"], model["depth"], *common, loop)
+  outer = model["bodies"].get(model["body"], {}).get("outer")
+  if outer:  # blocks around a body's chunks
+    places += pattern.places(outer, len(outer), *common)
+  for place in places:
     modules.add(f"arch.wiring.{place.wiring}")
     modules |= {f"arch.mixers.{name}" for name in place.mixers}
     modules |= {f"arch.channels.{place.channel}"}

@@ -256,7 +256,7 @@ def rows(results) -> list[dict]:
 def statistics_of(results, arm) -> dict[str, float]:
   """What an arm's finished runs said of themselves at their end, the mean."""
   runs = [
-    r["statistics"] | {}
+    r["statistics"]
     for r in runs_of(results, arm, "final")
     if r.get("statistics") and score(results, r) is not None
   ]

@@ -6,6 +6,7 @@ from train.schema import (
   any_,
   flag,
   natural,
+  number,
   positive,
   text,
   whole,
@@ -44,8 +45,8 @@ RUN = {
   "positions": (positive, None),
   **dict.fromkeys(TIMES, (amount, None)),
   **dict.fromkeys(("versions?", "machine?"), ({str: any_}, None)),
-  "statistics?": {str: amount},
-  "exported?": ({"bits": text, "bytes": whole, "nats": amount}, None),
+  "statistics?": {str: number},
+  "exported?": ({"bits": text, "bytes": whole}, None),
   "curve": {
     "step": [natural],
     "tokens": [amount],
@@ -101,6 +102,11 @@ def finish(run, score, where):
   # a run of one step has no tokens a second
   measured = dict.fromkeys((score, "nats", "seconds", "compile_seconds"), own)
   demand(run, measured, where)
+  if run.get(
+    "exported"
+  ):  # rounded weights may overflow where whole ones do not
+    own = {score: (amount, None)}
+    demand(run["exported"], own, f"{where}.exported")
   lengths = {name: len(part) for name, part in run["curve"].items()}
   if len(set(lengths.values())) > 1:
     raise ValueError(f"{where}.curve has parts of unequal length: {lengths}")

@@ -166,7 +166,7 @@ def leaderboard(results, table) -> str:
     own = tables.cells(row, places)
     rank, arm = own.pop("rank"), own.pop("arm")
     if not files:
-      own = {k: own[k] for k in [*own][:-3]}
+      own = {k: v for k, v in own.items() if k not in tables.FILES}
     lines.append(
       f"<tr>{arm_cell(results, arm, rank)}"
       + "".join(f"<td>{escape(cell)}</td>" for cell in own.values())

@@ -25,6 +25,9 @@ ARM_COLUMNS = (
 )  # fmt: skip
 
 
+FILES = ("float16", "exported", "exported_score")  # cells of an arm's file
+
+
 def cells(row, places: int) -> dict[str, str]:
   """An arm's line of any table for people."""
   fixed = partial(data.humanise, trim=False)
