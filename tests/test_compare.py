@@ -9,7 +9,15 @@ import numpy as np
 import pytest
 
 import configs
-from train import checkpoint, compare, loop, metrics, provenance, report
+from train import (
+  artefact,
+  checkpoint,
+  compare,
+  loop,
+  metrics,
+  provenance,
+  report,
+)
 
 # they share a comparison that was made once
 pytestmark = pytest.mark.xdist_group("compare")
@@ -91,6 +99,16 @@ def test_a_file_of_an_arm_has_its_bytes_and_score(finished):
     assert 0.3 * run["params"] < own["bytes"] < 1.5 * run["params"]
     off = own["bits_per_byte"] - run["bits_per_byte"]
     assert own["bits"] == "8" and 0 < abs(off) < 0.05
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_without_a_coder_no_arm_has_a_file(shape, monkeypatch):
+  def absent():
+    raise ValueError("pip install constriction")
+
+  monkeypatch.setattr(artefact, "coder", absent)
+  files = compare.exported({"step": np.zeros(shape)}, {}, None)
+  assert files == [None] * max(1, math.prod(shape))
 
 
 def test_what_an_arm_says_of_itself_is_that_of_its_last_tenth():

@@ -186,15 +186,16 @@ def statistics(lines, own: str) -> dict[str, float]:
 def exported(state, programs, windows) -> list[dict | None]:
   """Of each replicate the bytes of its arrays in a file of EXPORT bits, and
   what it scores then; None where there is nothing to write them with."""
+  R = state["step"].shape  # () for a run by itself
+  count = R[0] if R else 1
   try:
     artefact.coder()
   except ValueError:
-    return [None] * max(1, *state["step"].shape)
+    return [None] * count
   averaged = "ema" if "ema" in state else "params"
   params, buffers = jax.device_get((state[averaged], state["buffers"]))
-  model, R = programs["step"].model, state["step"].shape
-  found, sizes_ = [], []
-  for i in range(R[0] if R else 1):
+  model, found, sizes_ = programs["step"].model, [], []
+  for i in range(count):
     own = (
       jax.tree.map(lambda a, i=i: jnp.asarray(a[i] if R else a), tree)
       for tree in (params, buffers)
