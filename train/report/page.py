@@ -148,9 +148,6 @@ def leaderboard(results, table) -> str:
     ("state", ("at 1k", "at 64k")),
     ("speed", ("tokens/s", "seconds")),
   )
-  files = any(row["bytes_exported"] for row in table)
-  if files:
-    groups += (("a file", ("float16", "8 bits", f"{unit.name} then")),)
   head = '<tr><th class="left stick" rowspan="2">arm</th>'
   head += "".join(
     f'<th class="group" colspan="{len(columns)}">{escape(group)}</th>'
@@ -165,8 +162,7 @@ def leaderboard(results, table) -> str:
   for row in table:
     own = tables.cells(row, places)
     rank, arm = own.pop("rank"), own.pop("arm")
-    if not files:
-      own = {k: v for k, v in own.items() if k not in tables.FILES}
+    own = {k: v for k, v in own.items() if k not in tables.FILES}
     lines.append(
       f"<tr>{arm_cell(results, arm, rank)}"
       + "".join(f"<td>{escape(cell)}</td>" for cell in own.values())
@@ -283,6 +279,9 @@ def sizes(results, table) -> str:
   fields = list(
     dict.fromkeys(k for arm in results["arms"].values() for k in arm["sizes"])
   )
+  files = any(row["bytes_exported"] for row in table)
+  titles = ("float16", "8 bits", f"{data.metric(results).name} then")
+  places = data.decimals(table)
   head = '<tr><th class="left stick">arm</th>' + "".join(
     f"<th>{escape(name)}</th>"
     for name in (
@@ -291,6 +290,7 @@ def sizes(results, table) -> str:
       "embedding",
       "tokens a parameter",
       "learning rate",
+      *(titles if files else ()),
     )
   )
   lines = []
@@ -303,12 +303,20 @@ def sizes(results, table) -> str:
       data.humanise(row["tokens_per_parameter"]),
       data.humanise_rate(row["lr"]) + (" (edge)" if row["lr_at_edge"] else ""),
     ]
+    if files:
+      own = tables.cells(row, places)
+      cells += [own[name] for name in tables.FILES]
     lines.append(
       f"<tr>{arm_cell(results, row['arch'])}"
       + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
       + "</tr>"
     )
   about = "The widths that were solved for, and what they came to."
+  if files:
+    about += (
+      " Bytes are those of all numbers in float16, and in a file of 8 bits, "
+      "entropy-coded; beside them the score of the rounded weights."
+    )
   return heading("Sizes", about) + grid(head + "</tr>", lines)
 
 
