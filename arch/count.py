@@ -162,17 +162,24 @@ def count(model, length: int) -> Count:
   modules = (node for _, node in nnx.iter_graph(model))
   idle = sum(node.idle() for node in modules if hasattr(node, "idle"))
   tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-  ops = flops(lambda model, tokens: model(tokens)[0], model, tokens)
-  forward = per_token(ops, length)
+  call = forward(model, length)
   more = per_token(flops(_asked_in_training, model, tokens), length)
   return Count(
     groups=groups,
     embedding=embedding,
     active=whole - idle,
-    forward=forward,
-    training=3 * (forward.total + more.total),
+    forward=call,
+    training=3 * (call.total + more.total),
     decoding=decoding(model, length),
   )
+
+
+@target.using(TARGET)
+def forward(model, length: int) -> Flops:
+  """FLOPs a token of one call with T = length, logits included."""
+  tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  ops = flops(lambda model, tokens: model(tokens)[0], model, tokens)
+  return per_token(ops, length)
 
 
 def _asked_in_training(model, tokens):

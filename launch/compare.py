@@ -1,8 +1,8 @@
 """Which architecture is better, by how much, and is that noise?
 
-python -m launch.compare [--archs=a,b,c|all] [--params=500K|none] [--tokens=]
-  [--length=] [--batch=] [--data=stdlib] [--seeds=3] [--lrs=...]
-  [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=block]
+python -m launch.compare [--archs=a,b,c|all] [--params=500K|none]
+  [--flops=1M] [--tokens=] [--length=] [--batch=] [--data=stdlib] [--seeds=3]
+  [--lrs=...] [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=block]
   [--set=FIELD=VALUE] [--workdir=]
 python -m launch.compare --report=W1,W2 --workdir=OUT
 
@@ -26,6 +26,12 @@ PARAMS = command.define_count(
   Plan.params,
   "Parameters of every arm, or none for each config's own.",
   none=True,
+)
+FLOPS = command.define_count(
+  "flops",
+  None,
+  "FLOPs a token of every arm's pass forward at --length, in place of "
+  "--params.",
 )
 TOKENS = command.define_count("tokens", Plan.tokens, "Tokens of one run.")
 LENGTH = command.define_count(
@@ -111,6 +117,12 @@ def rates() -> tuple[float, ...]:
     ) from None
 
 
+def params() -> int | None:
+  if FLOPS.value is not None and not PARAMS.present:
+    return None
+  return PARAMS.value or None
+
+
 def settings() -> tuple[str, ...]:
   given = {"dtype": DTYPE.value, "remat": REMAT.value}
   own = [f"model.{name}={value}" for name, value in given.items() if value]
@@ -131,7 +143,8 @@ def main(argv):
     from train import compare
 
     plan = Plan(
-      params=PARAMS.value or None,
+      params=params(),
+      flops=FLOPS.value,
       tokens=TOKENS.value,
       length=LENGTH.value,
       batch=BATCH.value,

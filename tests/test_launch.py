@@ -408,6 +408,20 @@ def test_the_commands_are_listed():
   assert set(found) == files and all(found.values())
 
 
+def test_arms_are_equal_in_parameters_or_in_flops(call, monkeypatch):
+  made = []
+  monkeypatch.setattr(
+    compare.Comparison, "__init__", lambda *args, **_: made.append(args[2])
+  )
+  monkeypatch.setattr(compare.Comparison, "run", lambda self: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    call("compare", "--flops=1M")
+  assert made == [Plan(params=None, flops=1_000_000)]
+  assert "flops" not in Plan().fixed  # as saved before it could be
+  with pytest.raises(ValueError, match="params=1000000 and flops=1000000"):
+    Plan(params=1_000_000, flops=1_000_000)
+
+
 def test_the_flags_and_the_plan_have_one_default(call, monkeypatch):
   made = []
   monkeypatch.setattr(
@@ -427,6 +441,7 @@ def test_the_flags_and_the_plan_have_one_default(call, monkeypatch):
     ({"data": "task:mqar,vocab=16"}, "compare-mqar-vocab-16"),
     ({"data": "tfds:lm1b/x"}, "compare-tfds-lm1b-x"),
     ({"params": None, "tokens": 1_500_000}, "compare-paramsnone-tokens1500K"),
+    ({"params": None, "flops": 400_000}, "compare-flops400K"),
     ({"settings": ("model.dtype=bfloat16",)}, "compare-dtype-bfloat16"),
     ({"optimizer": "muon", "seeds": 9, "lrs": (1,)}, "compare-muon"),
   ],

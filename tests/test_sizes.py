@@ -3,6 +3,7 @@
 import pytest
 from models import DISTINCT, config
 
+import arch
 from train import sizes
 
 # always: one second size that grows, and one that does not
@@ -26,6 +27,15 @@ def test_every_config_meets_a_budget(name):
   assert solved.model.dim % 8 == 0 and solved.model.depth == c.model.depth
   for mixer, fields in own.items():
     assert solved.model.mixers[mixer].get("head") == fields.get("head")
+
+
+@pytest.mark.parametrize("name", ["lru", "experts"])
+def test_a_budget_of_flops(name):
+  c = config(name, "small")
+  c.model.vocab.size = 256
+  solved = sizes.solve(c, 500_000, of="FLOPs a token")
+  made = arch.count(arch.abstract(solved.model), c.model.length)
+  assert abs(made.forward.total / 500_000 - 1) < 0.01
 
 
 def test_proportions_stay_near_the_config():

@@ -1,4 +1,4 @@
-"""Compares architectures at equal parameters, data, tuning and seeds.
+"""Compares architectures at equal parameters or FLOPs, data, tuning and seeds.
 
 Each arm is given the same grid of learning rates on seed 0, scored on the
 validation slice; its best rate, of equal ones that of fewer nats, then trains
@@ -68,6 +68,8 @@ def apply(plan: Plan, cfg, data):
   t.eval_bytes = plan.eval_bytes
   cfg.model.length = plan.length
   cfg = loop.resolve(cfg, data)
+  if plan.flops is not None:
+    return sizes.solve(cfg, plan.flops, of="FLOPs a token")
   return cfg if plan.params is None else sizes.solve(cfg, plan.params)
 
 

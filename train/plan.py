@@ -8,6 +8,8 @@ from pathlib import Path
 
 MANY = {10**9: "G", 10**6: "M", 10**3: "K"}
 MORE = ("lrs", "seeds")  # what a comparison may be given more of later
+LATER = ("settings", "flops")  # what plans of before they were had not
+AMOUNTS = ("params", "flops", "tokens", "length", "batch", "eval_bytes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,6 +18,8 @@ class Plan:
 
   Attributes:
     params: parameters of every arm, within 1 %; None for each config's own.
+    flops: those a token of every arm's pass forward, within 1 %, in place of
+      params.
     tokens: of one run, rounded up to whole steps.
     length: tokens a sequence; None for a task's own, and LENGTH of text.
     batch: sequences a step.
@@ -28,6 +32,7 @@ class Plan:
   """
 
   params: int | None = 500_000
+  flops: int | None = None
   tokens: int = 250_000
   length: int | None = None
   batch: int = 8
@@ -39,10 +44,15 @@ class Plan:
   settings: tuple[str, ...] = ()
 
   def __post_init__(self):
-    for name in ("params", "tokens", "length", "batch", "seeds", "eval_bytes"):
+    for name in (*AMOUNTS, "seeds"):
       value = getattr(self, name)
       if value is not None and value < 1:
         raise ValueError(f"{name}={value} must be at least 1")
+    if self.params and self.flops:
+      raise ValueError(
+        f"params={self.params} and flops={self.flops}: arms are made equal in "
+        "one of them"
+      )
     if not self.lrs or not all(0 < lr < math.inf for lr in self.lrs):
       raise ValueError(f"lrs={self.lrs}: name positive learning rates")
     if len(set(self.lrs)) < len(self.lrs):
@@ -58,8 +68,9 @@ class Plan:
     kept = dataclasses.asdict(self)
     for name in MORE:
       del kept[name]
-    if not self.settings:  # those of before there were any have no such field
-      del kept["settings"]
+    for name in LATER:
+      if not kept[name]:
+        del kept[name]
     return kept
 
   @property
@@ -68,8 +79,9 @@ class Plan:
     words = ["compare"]
     if self.data != Plan.data:
       words.append(short(self.data))
-    for name in ("params", "tokens", "length", "batch", "eval_bytes"):
-      if getattr(self, name) != getattr(Plan, name):
+    for name in AMOUNTS:
+      told = name != "params" or self.flops is None
+      if told and getattr(self, name) != getattr(Plan, name):
         words.append(name + amount(getattr(self, name)))
     if self.optimizer != Plan.optimizer:
       words.append(self.optimizer)

@@ -1,4 +1,4 @@
-"""Solves a config's sizes for a number of parameters.
+"""Solves a config's sizes for a number of parameters, or of FLOPs a token.
 
 Depth and head size stay; the width D = model.dim and one second size s, which
 the config names in `match`, are solved. D goes in steps of 8, or of what the
@@ -17,6 +17,7 @@ import ml_collections
 
 from arch import arrays, lm
 from arch.config import closest
+from arch.count import forward
 
 STEP, TOLERANCE = 8, 0.01
 WIDEST = 16_384
@@ -46,8 +47,19 @@ def parameters(cfg) -> int:
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def solve(cfg, budget: int) -> ml_collections.ConfigDict:
-  """cfg with model.dim and its second size solved for `budget` parameters.
+def flops(cfg) -> float:
+  """Those a token of a pass forward, as the tables have them."""
+  return forward(lm.abstract(cfg.model), cfg.model.length).total
+
+
+MEASURES = {"parameters": parameters, "FLOPs a token": flops}
+
+
+def solve(cfg, budget: int, of="parameters") -> ml_collections.ConfigDict:
+  """cfg with model.dim and its second size solved for a budget.
+
+  Args:
+    of: what it is a budget of, a name of MEASURES.
 
   Raises:
     ValueError: no width reaches the budget, with the range that they do, or
@@ -61,7 +73,7 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
   def count(D, s):
     cfg.model.dim = D
     put(cfg, cfg.match.size, s)
-    return parameters(cfg)
+    return MEASURES[of](cfg)
 
   part = grain(lambda s: count(dim, s), second)
   least = smallest(lambda s: count(dim, s), part, second)
@@ -88,9 +100,9 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
     high == 1 and count(step, least) / (1 + TOLERANCE) > budget
   ):
     raise ValueError(
-      f"no width reaches {budget:,} parameters: they go from "
-      f"{count(step, least):,} at model.dim={step} and {cfg.match.size}="
-      f"{least} to {by(widest):,} at model.dim={widest * step}"
+      f"no width reaches {budget:,} {of}: they go from "
+      f"{count(step, least):,.0f} at model.dim={step} and {cfg.match.size}="
+      f"{least} to {by(widest):,.0f} at model.dim={widest * step}"
     )
   found = []
   for near in range(NEAR):
@@ -107,9 +119,9 @@ def solve(cfg, budget: int) -> ml_collections.ConfigDict:
   if not found:
     below = max(1, high - 1)
     raise ValueError(
-      f"no {cfg.match.size} comes within {TOLERANCE:.0%} of {budget:,} "
-      f"parameters: model.dim={high * step} and the usual {usual(high * step)} "
-      f"have {by(high):,}, and model.dim={below * step} has {by(below):,}"
+      f"no {cfg.match.size} comes within {TOLERANCE:.0%} of {budget:,} {of}: "
+      f"model.dim={high * step} and the usual {usual(high * step)} have "
+      f"{by(high):,.0f}, and model.dim={below * step} has {by(below):,.0f}"
     )
   _, _, D, s = min(found)
   cfg.model.dim = D
