@@ -5,7 +5,7 @@ import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from arch.roles import ROLES, Buffer
+from arch.roles import ROLES, Buffer, Progress
 
 
 def rngs(seed) -> nnx.Rngs:
@@ -62,6 +62,11 @@ def layers(model) -> dict[tuple, int]:
   state = nnx.to_flat_state(nnx.state(model, (nnx.Param, Buffer)))
   found = {path: p.get_metadata().get("layers", 0) for path, p in state}
   return {path: n for path, n in found.items() if n}
+
+
+def clocks(model) -> list[tuple]:
+  """Paths of the Buffers that say how much of training is done."""
+  return [path for path, _ in nnx.to_flat_state(nnx.state(model, Progress))]
 
 
 def roles(model) -> dict:

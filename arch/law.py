@@ -54,6 +54,7 @@ class At:
     key: for dropout, or None for none.
     once: what files of mixers build once a model; see trunk.Once.
     own: what the place has to itself; see trunk.Own.
+    progress: the share of training that is done, where a loop asks for it.
   """
 
   reset: Any = None
@@ -62,6 +63,7 @@ class At:
   key: Any = None
   once: Any = None
   own: Any = None
+  progress: Any = None
 
   def replace(self, **fields) -> "At":
     return dataclasses.replace(self, **fields)

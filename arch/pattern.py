@@ -78,6 +78,8 @@ class Loop:
     rank: of the differences; 0 for none.
     inject: whether each pass begins with what entered the loop; see
       arch/wiring/inject.py.
+    start: share of training from which on there is more than the first pass;
+      FLOPs are those from there on.
   """
 
   times: int = 1
@@ -88,6 +90,7 @@ class Loop:
   scales: bool = False
   rank: int = 0
   inject: bool = False
+  start: float = 0.0
 
   def __post_init__(self):
     for name, least in dict(times=1, first=0, last=0, rank=0).items():
@@ -98,6 +101,11 @@ class Loop:
     if self.order not in ORDERS:
       raise ValueError(
         f"loop: unknown order={self.order!r}: {closest(self.order, ORDERS)}"
+      )
+    if not 0 <= self.start < 1:
+      raise ValueError(
+        f"loop: start={self.start} must be a share of training, from 0 to "
+        "below 1"
       )
     if self.inject and self.order != "cyclic":
       raise ValueError("loop: inject=True wants order='cyclic'")
@@ -130,9 +138,12 @@ class Loop:
           f"{made[0].wiring!r}"
         )
       made[0] = dataclasses.replace(made[0], wiring="inject", enters=layer)
+    late = [dataclasses.replace(block, late=self.start) for block in made]
+    more = self.times - 1
     if self.order == "cyclic":
-      return made * self.times
-    return [block for block in made for _ in range(self.times)]
+      return made + late * more
+    pairs = zip(made, late, strict=True)
+    return [block for own, after in pairs for block in (own, *[after] * more)]
 
 
 ORDERS = ("cyclic", "immediate")
@@ -151,6 +162,7 @@ class Place:
       itself, by the name of a mixer or "channel".
     norms, scales, rank: what a pass of a loop has to itself; see Loop.
     enters: the number of the block at which its loop begins.
+    late: the share of training before which it is passed by.
     after: whether the block before it is one aside.
     fields: what this place overrides in its mixers' Configs.
     parts: its sublayers, once `expand` has resolved them.
@@ -166,6 +178,7 @@ class Place:
   scales: bool = False
   rank: int = 0
   enters: int = 0
+  late: float = 0.0
   after: bool = False
   fields: tuple[tuple[str, object], ...] = ()
   parts: tuple[Part, ...] = ()
@@ -184,7 +197,8 @@ class Place:
 
   def alike(self, other) -> bool:
     """Whether the two can share weights."""
-    return dataclasses.replace(self, after=other.after) == other
+    there = dict(after=other.after, late=other.late)
+    return dataclasses.replace(self, **there) == other
 
   @property
   def apart(self) -> bool:
@@ -301,6 +315,13 @@ def places(
   for place in found:
     if place.own and not place.share:
       raise ValueError(f"own={dict(place.own)} needs a place with a share")
+  if any(place.late and place.aside for place in found):
+    raise ValueError("a loop with a start cannot have a block aside")
+  if found[-1].late and hasattr(find("wiring", found[-1].wiring), "STREAMS"):
+    raise ValueError(
+      f"loop: start={found[-1].late} with wiring={found[-1].wiring!r}, whose "
+      "last block has to be run: give loop.last=1"
+    )
   if found[-1].aside:
     raise ValueError("the last block is aside: no block reads what it computes")
   before = [False, *(place.aside for place in found[:-1])]

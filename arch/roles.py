@@ -28,4 +28,8 @@ class Buffer(nnx.Variable):
   """Saved and restored, written by the step from `aux`; has no gradient."""
 
 
+class Progress(Buffer):
+  """The share of training that is done: the training step writes it."""
+
+
 ROLES = (Matrix, Embedding, Table, Vector, Gate)

@@ -6,6 +6,7 @@ the target likes that), the rest runs one by one.
 B batch  T time  D width  n repeats of a stack
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from arch import arrays, pattern, target
 from arch.law import At, Aux
 from arch.layers import Difference, Linear
 from arch.registry import find
-from arch.roles import Gate, Matrix
+from arch.roles import Gate, Matrix, Progress
 
 
 class Trunk(nnx.Module):
@@ -46,6 +47,8 @@ class Trunk(nnx.Module):
     for place in places:
       names.update(getattr(find("wiring", place.wiring), "STREAMS", ()))
     self.streams = tuple(sorted(names))
+    if any(place.late for place in places):
+      self.progress = Progress(jnp.float32(0))
 
   @property
   def stacks(self):
@@ -91,12 +94,13 @@ class Trunk(nnx.Module):
     }
     new, aux = {}, {}
     shared, once = self.shared, self.once
+    progress = self.progress[...] if hasattr(self, "progress") else None
 
     def body(carry, xs):
       x, stream = carry
       stack, state, layer = xs
       k = None if key is None else jax.random.fold_in(key, layer)
-      at = At(reset, stream, layer, k, once)
+      at = At(reset, stream, layer, k, once, progress=progress)
       x, state, at, aux = stack(x, state, at, shared, self.remat == "block")
       return (x, at.stream), (state, aux)
 
@@ -116,27 +120,41 @@ class Trunk(nnx.Module):
         (x, stream), (new[name], aux[name]) = jax.lax.scan(
           body, (x, stream), xs
         )
-    return x, new, self._collect(aux)
+    return x, new, self._collect(aux, progress)
 
-  def _collect(self, found) -> Aux:
+  def _collect(self, found, progress) -> Aux:
     """One Aux of those of every block, which have an axis of repeats."""
     loss, statistics, new, shared = jnp.float32(0), {}, {}, {}
-    for name, _, stack in self.stacks:
+    for name, n, stack in self.stacks:
       for j, place in enumerate(stack.places):
         aux = found[name][f"block_{j}"]
+        run = jnp.ones(n)
+        if place.late:
+          run *= jnp.where(awake(place, progress), 1.0, 0.0)
         loss += jnp.sum(aux.loss)
         if aux.next and place.share:
-          shared.setdefault(place.share, []).append(aux.next)
+          shared.setdefault(place.share, []).append((run, aux.next))
         elif aux.next:
           new.setdefault(name, {})[f"block_{j}"] = aux.next
         for key, value in aux.statistics.items():
-          statistics.setdefault(key, []).append(jnp.mean(value))
+          statistics.setdefault(key, []).append(
+            (run, jnp.broadcast_to(value, n))
+          )
+    # every place that shares a buffer proposes a value: their mean is taken
     for name, several in shared.items():
-      # every place that shares a buffer proposes a value: their mean is taken
-      mean = jax.tree.map(lambda *a: jnp.mean(jnp.concatenate(a), 0), *several)
-      new[f"shared_{name}"] = mean
-    statistics = {k: sum(v) / len(v) for k, v in statistics.items()}
+      new[f"shared_{name}"] = mean(several)
+    statistics = {name: mean(several) for name, several in statistics.items()}
     return Aux(loss, statistics, new)
+
+
+def mean(several):
+  """Of trees with an axis of repeats, each beside its repeats' weights."""
+  weights, trees = zip(*several, strict=True)
+  weights = jnp.concatenate(weights)
+  weights /= jnp.sum(weights)
+  return jax.tree.map(
+    lambda *a: jnp.tensordot(weights, jnp.concatenate(a), 1), *trees
+  )
 
 
 class Visit(NamedTuple):
@@ -151,6 +169,20 @@ class Visit(NamedTuple):
   place: pattern.Place
   block: tuple[str, ...]
   own: tuple[str, ...]
+
+
+def awake(place, progress):
+  """Whether so much of training is done that a late place is run."""
+  return progress >= place.late
+
+
+def passing(run, block, x, state, at):
+  """As `run`, but that x passes by: the state, and what crosses layers, stay as
+  they are, and what else a block answers is 0."""
+  _, new, aux = jax.eval_shape(run, block, x, state, at)
+  new, aux = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), (new, aux))
+  stream = {name: at.stream[name] for name in aux.stream}
+  return x, new if state is None else state, aux._replace(stream=stream)
 
 
 def reads_embedding(part) -> bool:
@@ -209,7 +241,13 @@ class Stack(nnx.Module):
         own=getattr(self, f"own_{i}", None),
       )
       old = None if state is None else state[name]
-      x, new[name], more = run(self.block(i, shared), x, old, at)
+      args = self.block(i, shared), x, old, at
+      if self.places[i].late:
+        by = functools.partial(passing, run)
+        on = awake(self.places[i], at.progress)
+        x, new[name], more = jax.lax.cond(on, run, by, *args)
+      else:
+        x, new[name], more = run(*args)
       at = at.replace(stream=at.stream | more.stream)
       aux[name] = more._replace(stream={})
     return x, new, at, aux

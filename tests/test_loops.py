@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import build, close, config, held, noisy, tokens
+from models import batch, build, close, config, held, noisy, tokens
 
 import arch
 from arch import arrays
 from arch.pattern import Loop, places
+from train.step import Step
 
 EVERYTHING = dict(times=3, first=1, norms=True, scales=True, rank=2)
 FORMS = {
@@ -290,3 +291,107 @@ def test_lanes_are_hyper_connections(record_property):
 def test_what_cannot_be_a_loop_is_refused(fields, message):
   with pytest.raises(ValueError, match=message):
     arch.abstract(model("mingru", **fields).model)
+
+
+LATE = dict(times=3, first=1, last=1, start=0.5)
+
+
+def plain_form(tree):
+  """Arrays of LATE's first pass as those of three blocks in a stack."""
+  trunk = dict(tree["trunk"])
+  trunk.pop("progress", None)
+  first, last = (trunk.pop(f"stack_{i}")["block_0"] for i in (0, 2))
+  middle = jax.tree.map(lambda a: a[None], trunk.pop("shared_loop_1_0"))
+  assert not trunk
+  blocks = (first, middle, last)
+  stacked = jax.tree.map(lambda *a: jnp.concatenate(a), *blocks)
+  return tree | {"trunk": {"stack_0": {"block_0": stacked}}}
+
+
+def at(buffers, progress):
+  own = buffers["trunk"] | {"progress": jnp.float32(progress)}
+  return buffers | {"trunk": own}
+
+
+@pytest.mark.parametrize("channel", ["swiglu", "relu_router"])
+def test_before_its_start_a_loop_is_its_first_pass(channel):
+  """Values, gradients, statistics and proposed buffers."""
+  c = model("mingru", depth=3, loop=LATE, channel=channel)
+  c.model.channels.relu_router = dict(experts=4, top=1, width=5)
+  made, given = noisy(build(c)), batch(c)
+  c.model.loop.start = 0.0
+  looped = arch.abstract(c.model)
+  c.model.loop.times = 1
+  plain = arch.abstract(c.model)
+  params, buffers = arrays.pure(made)
+
+  def found(like, params, buffers):
+    def loss(params):
+      own = arrays.fill(like, params, buffers)
+      value, aux = own.loss(**given)
+      return value + aux.loss, aux
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+  def same(one, other):
+    jax.tree.map(lambda a, b: close(a, b, 1e-5), one, other)
+
+  (value, aux), gradient = found(made, params, at(buffers, 0.4))
+  own = (plain_form(t) if channel != "swiglu" else {} for t in (buffers,))
+  (exact, other), slope = found(plain, plain_form(params), *own)
+  same((value, aux.statistics), (exact, other.statistics))
+  same(plain_form(gradient), slope)
+  if channel != "swiglu":
+    same(plain_form(aux.next), other.next)
+
+  without = buffers | {"trunk": dict(buffers["trunk"])}
+  del without["trunk"]["progress"]
+  same(found(made, params, at(buffers, 0.5)), found(looped, params, without))
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.5])
+def test_a_late_loop_carries_its_state(progress):
+  c = model("attention", depth=3, loop=LATE | dict(norms=True, rank=2))
+  made, text = noisy(build(c)), tokens(c)
+  made.trunk.progress[...] = jnp.float32(progress)
+  whole, _ = made(text)
+  state, parts = made.init_state(*text.shape), []
+  for cut in (text[:, :1], text[:, 1:6], text[:, 6:]):
+    part, state = made(cut, state=state)
+    parts.append(part)
+  close(jnp.concatenate(parts, 1), whole, 1e-5)
+
+
+def test_training_starts_a_loop():
+  """One compiled step, replicates as well; what later passes have to
+  themselves moves from there on."""
+  c = model("mingru", depth=3, loop=LATE | dict(scales=True))
+  c.train.update(steps=4, warmup=0, decay=0.0, batch=2)
+  step = Step(c)
+  given = batch(c)
+  state, others = step.init(0, 0.01), step.init(*np.array([[0, 1], [0.01] * 2]))
+
+  def scale(state):
+    return state["params"]["trunk"]["stack_1"]["own_0"]["scale"]
+
+  for i in range(4):
+    state, _ = step.train(state, given)
+    others, _ = step.train(others, given)
+    assert state["buffers"]["trunk"]["progress"] == (i + 1) / 4
+    assert (np.asarray(scale(state)) == 1).all() == (i < 2)
+    close(scale(others)[0], scale(state), 1e-5)
+  assert step.train._cache_size() == 2  # alone and together
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    (dict(loop=LATE | dict(start=1.0)), "start=1.0 must be a share"),
+    (dict(loop=LATE | dict(last=0), wiring="lanes"), "loop.last=1"),
+    (dict(loop=LATE, wiring="aside"), "cannot have a block aside"),
+  ],
+)
+def test_a_start_that_a_loop_cannot_have(fields, message):
+  c = model("mingru", depth=3, **fields)
+  with pytest.raises(ValueError, match=message):
+    build(c)

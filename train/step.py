@@ -12,6 +12,7 @@ R replicates  B batch  T time  M microbatches
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 
 from arch import arrays, lm, target
@@ -63,6 +64,7 @@ class Step:
     self.model = lm.abstract(cfg.model)
     self.layers = arrays.layers(self.model)
     self.roles = arrays.roles(self.model)
+    self.clocks = arrays.clocks(self.model)
     self.optimizer = optimizer.make(cfg.train, self.roles)
     self.share = optimizer.schedule(cfg.train)
     self.teacher, given = None, None
@@ -120,10 +122,12 @@ class Step:
     params = jax.tree.map(lambda p, u: p + rate * u, state["params"], updates)
 
     alive = state["alive"] & jnp.isfinite(loss) & jnp.isfinite(norm)
+    done = (state["step"] + 1) / self.cfg.train.steps
+    clocks = unflatten_dict(dict.fromkeys(self.clocks, done))
     new = {
       **state,
       "params": params,
-      "buffers": overwrite(state["buffers"], aux.next),
+      "buffers": overwrite(overwrite(state["buffers"], aux.next), clocks),
       "opt": opt,
       "step": state["step"] + 1,
     }
