@@ -1,7 +1,10 @@
 """The record of what was checked: fresh, stale, missing; as text and a page."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
+import conftest
 import pytest
 
 import configs
@@ -57,6 +60,57 @@ def test_what_holds_is_of_this_code_and_these_versions(tmp_path, monkeypatch):
     assert not provenance.holds(record, *case)
   monkeypatch.setattr(provenance, "digest", lambda *args: "edited")
   assert not provenance.holds(record, *case)
+
+
+def test_a_suite_is_of_what_its_file_imports_and_of_all_of_arch():
+  files = provenance.suite("combinations")
+  assert {"tests/test_combinations.py", "tests/models.py"} <= files
+  assert {"tests/conftest.py", "tests/test_vocab.py"} <= files
+  assert {"arch/mixers/titans.py", "configs/titans.py"} <= files
+  assert {"train/step.py", "train/optimizer.py"} <= files
+  assert not any(file.startswith("launch/") for file in files)
+  assert "train/step.py" not in provenance.suite("recurrence")
+
+
+def test_a_suite_is_recorded_in_several_runs(tmp_path, monkeypatch):
+  path, key = tmp_path / "provenance.json", ("suites", "vocab", "tests")
+  for found in ("b", "a"):
+    provenance.update({key: [found]}, path)
+  assert provenance.holds(provenance.read(path), *key, "a")
+  assert provenance.holds(provenance.read(path), *key, "b")
+  monkeypatch.setattr(provenance, "digest", lambda *args: "edited")
+  provenance.update({key: ["a"]}, path)
+  assert not provenance.holds(provenance.read(path), *key, "b")
+
+
+def test_of_a_recorded_suite_one_case_of_each_test_is_run(monkeypatch):
+  made = []
+
+  class Item:
+    path = Path("tests/test_vocab.py")
+
+    def __init__(self, name):
+      self.name, self.originalname = name, name.partition("[")[0]
+      if self.name != self.originalname:
+        self.callspec = None
+      self.marks = []
+
+    def get_closest_marker(self, _):
+      return self.marks[0].mark if self.marks else None
+
+    def add_marker(self, mark):
+      self.marks.append(mark)
+
+  items = [Item(n) for n in ("one[a]", "one[b]", "two", "three[a]", "three[c]")]
+  hook = SimpleNamespace(pytest_deselected=lambda items: made.extend(items))
+  config = SimpleNamespace(getoption=lambda _: False, hook=hook)
+  names = "one[a]", "one[b]", "two", "three[a]"
+  monkeypatch.setattr(
+    provenance, "holds", lambda record, *case: case[-1] in names
+  )
+  conftest.pytest_collection_modifyitems(config, items)
+  assert [item.name for item in items] == ["one[a]", "three[a]", "three[c]"]
+  assert [item.name for item in made] == ["one[b]", "two"]
 
 
 def test_a_mixer_that_is_gone_takes_its_record_along(tmp_path):

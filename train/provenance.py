@@ -9,13 +9,14 @@ topologies that a config with it was compiled for) and by `launch.architectures
   {"format": 1,
    "mixers": {NAME: {SECTION: {"hash", "date", "versions", "found"}}},
    "channels": ..., "vocab": ..., "weights": ..., "wiring": ...,
-   "body": ..., "conversions": ..., "configs": ...}
+   "body": ..., "conversions": ..., "configs": ..., "suites": ...}
 
 A section whose hash is not that of the part's file, of what it imports from
 arch, and of what checked it, is stale; a part without one is unverified in it.
-A conversion's hash is of all of arch. A config's properties, and that it meets
-a budget, are there to save time alone: the suite does not check again what a
-section holds of this very code, found with these versions.
+A conversion's hash is of all of arch. A config's properties, that it meets a
+budget, and suites, files of tests of arch alone, are there to save time alone:
+what a section holds of this very code, found with these versions, is not
+checked again, but for one case of each test of a suite.
 """
 
 import ast
@@ -43,7 +44,7 @@ from train.platform import ROOT
 FILE = ROOT / "docs" / "provenance.json"
 FORMAT = 1
 AXES = ("channels", "vocab", "weights", "wiring", "body")  # beside the mixers
-KINDS = ("mixers", *AXES, "conversions", "configs")
+KINDS = ("mixers", *AXES, "conversions", "configs", "suites")
 # what a part must have
 CHECKS = {kind: ("cases", "tpu") for kind in AXES}
 CHECKS |= {"mixers": ("cases", "start", "tpu"), "conversions": ("cases",)}
@@ -90,6 +91,8 @@ def digest(kind: str, name: str, section: str) -> str:
   """Of the mixer's code and of what checks it, as a section keeps it."""
   if kind == "conversions":
     return _hash(conversion(name))
+  if kind == "suites":
+    return _hash(suite(name))
   if kind == "configs":
     model = configs.load(name, "tiny").copy_and_resolve_references().model
     own = {f"configs/{name}.py", *CONFIGS[section]}
@@ -117,11 +120,22 @@ def conversion(name: str) -> set[str]:
   }
 
 
+def suite(name: str) -> set[str]:
+  """The files on which tests/test_NAME.py depends. Of arch and configs that is
+  every one, since there what is named in a config is found."""
+  found = ROOT.glob("arch/**/*.py"), ROOT.glob("configs/*.py")
+  found = {str(file.relative_to(ROOT)) for part in found for file in part}
+  own = sources(f"tests.test_{name}", ("tests", "train"))
+  return found | own | {"tests/conftest.py"}
+
+
 def known(kind: str) -> list[str]:
   """The names that a kind may have records of."""
   if kind == "conversions":
     files = (ROOT / "train/convert/types").glob("[a-z]*.py")
     return sorted(file.stem for file in files)
+  if kind == "suites":
+    return sorted(f.stem[5:] for f in (ROOT / "tests").glob("test_*.py"))
   return configs.names() if kind == "configs" else registry.names(kind)
 
 
@@ -182,8 +196,9 @@ def dependencies(model) -> set[str]:
   return set().union(*map(sources, modules))
 
 
-def sources(module: str) -> set[str]:
-  """The file of a module, and of what it imports from arch, and so on.
+def sources(module: str, packages=("arch",)) -> set[str]:
+  """The file of a module, and of what it imports from these packages, and so
+  on.
 
   Paths from ROOT.
   """
@@ -197,20 +212,24 @@ def sources(module: str) -> set[str]:
     if file in found or not file:
       continue
     found.add(file)
-    left += imported((ROOT / file).read_text("utf-8"))
+    left += imported((ROOT / file).read_text("utf-8"), packages)
   return found
 
 
 @functools.cache
-def imported(text: str) -> tuple[str, ...]:
-  """What of arch a file's text imports: modules, and names that may be some."""
+def imported(text: str, packages: tuple[str, ...]) -> tuple[str, ...]:
+  """What of these packages a file's text imports: modules, and names that may
+  be some. Tests name those beside them alone."""
   names = []
   for node in ast.walk(ast.parse(text)):
     if isinstance(node, ast.ImportFrom):
       names += [node.module, *(f"{node.module}.{n.name}" for n in node.names)]
     elif isinstance(node, ast.Import):
       names += [n.name for n in node.names]
-  return tuple(name for name in names if name.startswith("arch."))
+  if "tests" in packages:
+    names += [f"tests.{name}" for name in names]
+  known = tuple(f"{package}." for package in packages)
+  return tuple(name for name in names if name.startswith(known))
 
 
 def read(path=FILE) -> dict:
@@ -239,12 +258,11 @@ def update(found, path=FILE):
   }
   for (kind, name, section), value in found.items():
     entry = saved.setdefault(kind, {}).setdefault(name, {})
+    now = {"hash": digest(kind, name, section), **stamp}
+    if kind == "suites" and entry.get(section, {}) | now == entry.get(section):
+      value = {*value, *entry[section]["found"]}  # of several runs
     value = sorted(value, key=json.dumps)  # workers end in any order
-    entry[section] = {
-      "hash": digest(kind, name, section),
-      **stamp,
-      "found": value,
-    }
+    entry[section] = now | {"found": value}
   for kind in KINDS:  # a mixer that is gone takes its record along
     own, names = saved.get(kind, {}), set(known(kind))
     saved[kind] = {k: own[k] for k in sorted(own) if k in names}
