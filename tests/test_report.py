@@ -348,6 +348,7 @@ def test_first_look():
   assert "first look" not in report.leaderboard(enough)
   assert "first look" in report.leaderboard(short)
   assert "first look" in report.leaderboard(make(tokens=20_000))
+  assert "than 5 tokens a parameter (4.99 at" in report.leaderboard(short)
 
 
 def test_unequal_text_is_said():

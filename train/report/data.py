@@ -464,6 +464,7 @@ def warnings(results, table) -> list[str]:
   short = [r for r in table if r["tokens_per_parameter"] < FIRST_LOOK]
   if short:
     least = min(row["tokens_per_parameter"] for row in short)
+    least = math.floor(100 * least) / 100  # 4.996 is not 5
     who = (
       "every arm"
       if len(short) == len(table)
@@ -471,7 +472,7 @@ def warnings(results, table) -> list[str]:
     )
     found.append(
       f"A first look: {who} saw fewer than {FIRST_LOOK} tokens a parameter "
-      f"({least:.2g} at the least); longer runs may rank otherwise."
+      f"({least:.3g} at the least); longer runs may rank otherwise."
     )
   broken = [row for row in table if row["diverged"]]
   if broken:
