@@ -408,29 +408,32 @@ def test_the_commands_are_listed():
   assert set(found) == files and all(found.values())
 
 
-def test_arms_are_equal_in_parameters_or_in_flops(call, monkeypatch):
-  made = []
-  monkeypatch.setattr(
-    compare.Comparison, "__init__", lambda *args, **_: made.append(args[2])
-  )
-  monkeypatch.setattr(compare.Comparison, "run", lambda self: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
-    call("compare", "--flops=1M")
-  assert made == [Plan(params=None, flops=1_000_000)]
+@pytest.fixture
+def planned(call, monkeypatch):
+  """The plan that launch.compare makes of flags."""
+
+  def plan(*words):
+    made = []
+    monkeypatch.setattr(
+      compare.Comparison, "__init__", lambda *args, **_: made.append(args[2])
+    )
+    monkeypatch.setattr(compare.Comparison, "run", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      call("compare", *words)
+    return made[0]
+
+  return plan
+
+
+def test_arms_are_equal_in_parameters_or_in_flops(planned):
+  assert planned("--flops=1M") == Plan(params=None, flops=1_000_000)
   assert "flops" not in Plan().fixed  # as saved before it could be
   with pytest.raises(ValueError, match="params=1000000 and flops=1000000"):
     Plan(params=1_000_000, flops=1_000_000)
 
 
-def test_the_flags_and_the_plan_have_one_default(call, monkeypatch):
-  made = []
-  monkeypatch.setattr(
-    compare.Comparison, "__init__", lambda *args, **_: made.append(args[2])
-  )
-  monkeypatch.setattr(compare.Comparison, "run", lambda self: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
-    call("compare")
-  assert made == [Plan()] and made[0].folder == "compare"
+def test_the_flags_and_the_plan_have_one_default(planned):
+  assert planned() == Plan() and Plan().folder == "compare"
 
 
 @pytest.mark.parametrize(
