@@ -53,6 +53,7 @@ class Config:
   reads = ()  # entries of the stream that crosses layers; see arch/law.py
   writes = ()  # those that it answers in its Aux
   embedding = False  # whether what it reads has the embedded tokens beside it
+  values = None  # (map, first column, H, V) of what goes into its memory
 
   @property
   def compute(self):

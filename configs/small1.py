@@ -1,5 +1,5 @@
-"""Mamba blocks whose weights are run three times, under one table of few
-symbols: what is left at 125K parameters of the parts that were tried."""
+"""Mamba blocks under one table of few symbols: what is left at 125K parameters
+of the parts that were tried (docs/smaller.md)."""
 
 from configs import base_config
 
@@ -10,7 +10,6 @@ def get_config(size="small"):
   c.model.pattern = ("mamba",)
   c.model.channel = "none"
   c.model.mixers.mamba = dict(state={"tiny": 5, "small": 13, "full": 16}[size])
-  c.model.loop.times = 3
   c.model.vocab = dict(name="full", size=0, tied=True)
   c.data.tokenizer = "bpe"
   c.data.vocab = {"tiny": 1024, "small": 1024, "full": 8192}[size]

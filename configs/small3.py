@@ -1,5 +1,4 @@
-"""small1 with small experts in the loop, which a token may choose anew at every
-pass."""
+"""small1 with small experts behind every mixer."""
 
 from configs import small1
 

@@ -42,6 +42,10 @@ def drawn(count=COUNT, seed=0):
   ]
 
 
+def has_values(mixer):
+  return registry.find("mixers", mixer).Config.values is not None
+
+
 def made(mixer, channel, times, linear, wiring, body, **vocab):
   c = config(mixer)
 
@@ -51,6 +55,8 @@ def made(mixer, channel, times, linear, wiring, body, **vocab):
 
   c.model.pattern = [entry(c.model.pattern[i]) for i in (0, -1)]
   c.model.depth, c.model.loop = 2, dict(times=times, first=1)
+  if wiring == "values" and not has_values(mixer):
+    wiring = "residual"
   c.model.linear, c.model.wiring = linear, wiring
   size = 256 if body == "spaces" else 17  # bytes
   c.model.vocab = dict(size=size, tied=False, **vocab)
@@ -69,6 +75,8 @@ def test_every_file_is_drawn():
   for axis, names in AXES.items():
     assert {row[axis] for row in COMBINATIONS} == {*names}
   assert len(COMBINATIONS) >= 30
+  rows = [row for row in COMBINATIONS if row["wiring"] == "values"]
+  assert any(has_values(row["mixer"]) for row in rows)
 
 
 @pytest.mark.parametrize("row", COMBINATIONS, ids=label)

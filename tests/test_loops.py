@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from models import batch, build, close, config, held, noisy, tokens
 
 import arch
-from arch import arrays
+from arch import arrays, registry
 from arch.pattern import Loop, places
 from train.step import Step
 
@@ -17,7 +18,13 @@ FORMS = {
   "immediate": dict(loop=dict(times=2, last=1, order="immediate")),
   "lanes": dict(wiring="lanes", loop=dict(times=2, first=1)),
   "first": dict(wiring="first"),
+  "values": dict(mixer="gla", wiring="values", loop=dict(times=2, rank=1)),
 }
+VALUES = [
+  name
+  for name in registry.names("mixers")
+  if registry.find("mixers", name).Config.values
+]
 
 
 def model(mixer="mingru", **fields):
@@ -135,7 +142,7 @@ def test_a_difference_is_of_its_pass_alone():
 @pytest.mark.parametrize("form", sorted(FORMS))
 def test_whatever_the_form_a_text_may_be_split(form):
   """Token by token is one call, nothing crosses a reset, all is connected."""
-  c = model("mingru", **FORMS[form])
+  c = model(**FORMS[form])
   made = noisy(build(c))
   graph, leaves = arrays.split(made)
 
@@ -198,6 +205,54 @@ def test_a_block_mixes_the_embedded_tokens_in(record_property):
   source = "modded-nanogpt's x0 by its equation"
   ours = made.mix(e)[0]
   held(record_property, "wiring", "first", source, ours, made.norm(x))
+
+
+def test_values_have_the_embedded_tokens_added(record_property):
+  c = model("shortconv", depth=2, wiring="values")
+  c.model.channel = "none"
+  made = noisy(build(c), 0.3)
+  e = jax.random.normal(jax.random.key(0), (2, 5, c.model.dim))
+  x = e
+  for i in range(2):
+    block = jax.tree.map(lambda a, i=i: a[i], made.trunk.stack_0).block_0
+    mixer, n = block.shortconv, block.norm(x)
+    b, c, v = mixer.in_proj(n)
+    gate = 2 / (1 + jnp.exp(-n[..., :32] @ block.gate.weight[...]))
+    unit = e / jnp.sqrt(jnp.mean(e**2, -1, keepdims=True) + 1e-6)
+    v += gate * (unit @ block.again.weight[...])
+    y = mixer.conv(b * v, None, mixer.conv.init_state(2))[0]
+    x = x + mixer.out_proj(c * y)
+  source = "NanoGPT Slowrun's projections of x0, by their equation"
+  ours = made.mix(e)[0]
+  held(record_property, "wiring", "values", source, ours, made.norm(x))
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_without_values_a_mixer_answers_nothing(name):
+  """So that they are what it names, all of them and no others."""
+  trunk = arch.abstract(config(name).model).trunk
+  part = trunk.places[0].parts[0]
+  made = noisy(part.make(layer=jnp.int32(0), rngs=nnx.Rngs(0)))
+  for path, node in nnx.iter_graph(made):
+    if isinstance(node, nnx.Param) and path[-1].endswith("bias"):
+      node[...] = jnp.zeros_like(node[...])
+  u = jax.random.normal(jax.random.key(0), (1, 5, part.width))
+  linear, first, H, V = part.cfg.values
+  reads = dict.fromkeys(part.cfg.reads, jnp.zeros(H * V))
+  last = first + H * V
+  weight = getattr(made, linear).weight[...]
+
+  @jax.jit
+  def answer(weight):
+    own = nnx.clone(made)
+    getattr(own, linear).weight[...] = weight
+    return jnp.max(jnp.abs(own(u, None, None, **reads)[0]))
+
+  assert last <= weight.shape[1]
+  assert answer(weight.at[:, first:last].set(0)) == 0
+  for kept in (first, last - 1):
+    without = weight.at[:, first:kept].set(0).at[:, kept + 1 : last].set(0)
+    assert answer(without) > 0
 
 
 def test_an_injected_pass_begins_with_the_mean(record_property):
@@ -272,6 +327,7 @@ def test_lanes_are_hyper_connections(record_property):
       dict(loop=dict(times=2, inject=True), wiring="lanes"),
       "inject=True wants a first block of wiring='residual', not 'lanes'",
     ),
+    (dict(wiring="values"), "mingru has no values to which.*Known: attention"),
     (dict(wiring="lane"), "unknown wiring 'lane'.*did you mean 'lanes'"),
     (
       dict(pattern=({"loop": ("mingru", "mingru"), "times": 2},)),

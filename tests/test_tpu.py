@@ -69,6 +69,8 @@ def part(kind, name):
   if kind == "vocab":
     module = registry.find(kind, name)
     settings = [f"{w}={name}" for w, k in WAYS.items() if hasattr(module, k)]
+  if kind == "wiring" and name == "values":
+    c = config("gla")
   if kind == "wiring" and name == "inject":
     settings = [*LOOP, "model.loop.inject=True", "model.loop.norms=True"]
   if kind == "wiring" and name in PATTERNS:

@@ -133,6 +133,10 @@ class Config(config.Config):
       return (nnx.initializers.normal(self.std),) * 2
     return starts.fan_in(), starts.fan_in(1 / math.sqrt(2 * self.depth))
 
+  @property
+  def values(self):
+    return "qkv", sum(self.widths[:2]), self.G, self.head
+
 
 class Own(nnx.Module):
   """Low-rank maps beside those of q, k, v (and z): x A_n B_n, n by n.

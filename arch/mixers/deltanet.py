@@ -51,6 +51,10 @@ class Config(config.Config):
     """heads"""
     return self.dim // self.head
 
+  @property
+  def values(self):
+    return "qkv", 2 * self.dim, self.H, self.head
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

@@ -73,6 +73,11 @@ class Config(config.Config):
     """What the matrices and the taps start from."""
     return starts.uniform_fan_in(), None
 
+  @property
+  def values(self):
+    first = (1 + self.steps) * self.G * self.head
+    return "in_proj", first, self.steps * self.H, self.expand * self.head
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

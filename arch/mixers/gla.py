@@ -56,6 +56,10 @@ class Config(config.Config):
     """value width"""
     return self.dim // self.heads
 
+  @property
+  def values(self):
+    return "in_proj", 2 * self.heads * self.K + self.rank, self.heads, self.V
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

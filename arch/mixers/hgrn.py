@@ -47,6 +47,10 @@ class Config(config.Config):
     """inner width"""
     return self.expand * self.dim
 
+  @property
+  def values(self):
+    return "in_proj", 0, 1, self.E
+
 
 class Shared(nnx.Module):
   """The lower bounds of all layers; of one, E numbers in [0, 1)."""

@@ -53,6 +53,10 @@ class Config(config.Config):
     """heads"""
     return self.divide("dim", "head")
 
+  @property
+  def values(self):
+    return "in_proj", 2 * self.dim, self.H, self.head
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

@@ -54,6 +54,10 @@ class Config(config.Config):
         f"hyena: features={self.features} must be odd and at least 3"
       )
 
+  @property
+  def values(self):
+    return "in_proj", 2 * self.dim, 1, self.dim
+
 
 def waves(L, F):
   """Time in [0, 1], then cosines and negated sines: L F."""

@@ -52,6 +52,10 @@ class Config(config.Config):
       return self.heads
     return max(1, round(self.dim / self.head))
 
+  @property
+  def values(self):
+    return "qkv", 2 * self.H * self.head, self.H, self.head
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

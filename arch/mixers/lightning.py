@@ -50,6 +50,10 @@ class Config(config.Config):
     """heads"""
     return self.heads or self.divide("dim", "head")
 
+  @property
+  def values(self):
+    return "in_proj", 2 * self.H * self.head, self.H, self.head
+
 
 def slopes(heads, layer, depth):
   """-log of the decay of each head, H float32."""

@@ -67,6 +67,10 @@ class Config(config.Config):
     """rank of the step"""
     return math.ceil(self.dim / 16) if self.rank is None else self.rank
 
+  @property
+  def values(self):
+    return "in_proj", 0, 1, self.E
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

@@ -65,6 +65,10 @@ class Config(config.Config):
     """heads"""
     return self.divide("E", "head")
 
+  @property
+  def values(self):
+    return "in_proj", self.E, self.H, self.head
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

@@ -93,6 +93,10 @@ class Config(config.Config):
   def angles(self):
     return int(self.state * self.rotary) // 2
 
+  @property
+  def values(self):
+    return "in_proj", self.E, self.H, self.head
+
 
 def heavy_tail(x):
   return jnp.maximum(x, 0) + 1 / (1 - jnp.minimum(x, 0))

@@ -58,6 +58,10 @@ class Config(config.Config):
     """heads"""
     return self.divide("dim", "head") if self.heads is None else self.heads
 
+  @property
+  def values(self):
+    return "in_proj", 2 * self.H * self.head, self.H, self.head
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):

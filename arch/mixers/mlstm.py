@@ -60,6 +60,10 @@ class Config(config.Config):
     """key width"""
     return self.V // 2 if self.key is None else self.key
 
+  @property
+  def values(self):
+    return "in_proj", 2 * self.heads * self.K, self.heads, self.V
+
 
 def maximum(a, b, m):
   """m_t = max(a_t + m_{t-1}, b_t). a, b: B T H; m: B H, the first before."""

@@ -51,6 +51,10 @@ class Config(config.Config):
     """inner width"""
     return self.dim if self.width is None else self.width
 
+  @property
+  def values(self):
+    return "in_proj", self.E, 1, self.E
+
 
 def normal(variance=1.0):
   return nnx.initializers.variance_scaling(variance, "fan_in", "normal")

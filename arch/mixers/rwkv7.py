@@ -76,6 +76,10 @@ class Config(config.Config):
       return given
     return max(32, 32 * round(factor * math.sqrt(self.dim) / 32))
 
+  @property
+  def values(self):
+    return "v_proj", 0, self.H, self.head
+
 
 class LowRank(nnx.Module):
   """bias + f(x W_1) W_2 in float32. W_1 starts at 0, W_2 orthogonal."""

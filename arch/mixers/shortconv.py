@@ -32,6 +32,10 @@ class Config(config.Config):
   def __post_init__(self):
     self.positive("conv")
 
+  @property
+  def values(self):
+    return "in_proj", 2 * self.dim, 1, self.dim
+
 
 class Mixer(nnx.Module):
   def __init__(self, cfg, *, layer, rngs):
