@@ -48,12 +48,13 @@ class Sharding:
     )
 
   @classmethod
-  def fitting(cls, model: int, batch: int, replicates: int = 0):
-    """On as many of JAX's devices as can share the batch, or the replicates.
+  def fitting(cls, model: int, batch: int, replicates: int = 0, devices=None):
+    """On as many of the devices, JAX's by default, as can share the batch, or
+    the replicates.
 
     More would all repeat the same work.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else list(devices)
     if model < 1 or len(devices) % model:
       return cls(model, devices)  # refuses
     data = len(devices) // model
