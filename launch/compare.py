@@ -129,6 +129,23 @@ def settings() -> tuple[str, ...]:
   return (*own, *SET.value)
 
 
+def plan() -> Plan:
+  """What the flags ask for."""
+  return Plan(
+    params=params(),
+    flops=FLOPS.value,
+    tokens=TOKENS.value,
+    length=LENGTH.value,
+    batch=BATCH.value,
+    data=DATA.value,
+    seeds=SEEDS.value,
+    lrs=rates(),
+    eval_bytes=EVAL_BYTES.value,
+    optimizer=OPTIMIZER.value,
+    settings=settings(),
+  )
+
+
 def main(argv):
   command.no_more(argv)
   from train import report
@@ -142,23 +159,11 @@ def main(argv):
     import configs
     from train import compare
 
-    plan = Plan(
-      params=params(),
-      flops=FLOPS.value,
-      tokens=TOKENS.value,
-      length=LENGTH.value,
-      batch=BATCH.value,
-      data=DATA.value,
-      seeds=SEEDS.value,
-      lrs=rates(),
-      eval_bytes=EVAL_BYTES.value,
-      optimizer=OPTIMIZER.value,
-      settings=settings(),
-    )
-    workdir = WORKDIR.value or f"runs/{plan.folder}"
+    asked = plan()
+    workdir = WORKDIR.value or f"runs/{asked.folder}"
     comparison = compare.Comparison(
-      configs.several(ARCHS.value, plan.settings),
-      plan,
+      configs.several(ARCHS.value, asked.settings),
+      asked,
       workdir,
       say=command.say,
       together=TOGETHER.value,

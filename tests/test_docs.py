@@ -77,7 +77,10 @@ for name, *words in json.load(sys.stdin):
     print(f"launch.{name} {' '.join(words)}: {error}")
   for flag in set(flags.FLAGS) - shared:
     delattr(flags.FLAGS, flag)
-  del sys.modules[f"launch.{name}"]
+  for module in [m for m in sys.modules if m.startswith("launch.")]:
+    if module != "launch.command":  # one may have the flags of another
+      del sys.modules[module]
+      delattr(sys.modules["launch"], module.removeprefix("launch."))
 """
 
 

@@ -73,6 +73,50 @@ def apply(plan: Plan, cfg, data):
   return cfg if plan.params is None else sizes.solve(cfg, plan.params)
 
 
+def loaded(configs: Mapping, plan: Plan, say) -> dict[str, tuple]:
+  """Every arm's config and data; those of one tokeniser read one text."""
+  found, arms = {}, {}
+  for name, cfg in configs.items():
+    with cfg.unlocked():
+      cfg.data.name = plan.data
+    kind = (cfg.data.tokenizer, cfg.data.vocab)
+    if cfg.data.tokenizer == "bytes":
+      kind = kind[:1]
+    if kind not in found:
+      found[kind] = data_lib.load(cfg.data.to_dict(), progress=say)
+    arms[name] = cfg, found[kind]
+  return arms
+
+
+def lengthened(plan: Plan, data) -> Plan:
+  """With a length, which of a task may be its own."""
+  length = data.length if data.is_task else LENGTH
+  return dataclasses.replace(plan, length=plan.length or length)
+
+
+def sized(arms: Mapping, plan: Plan) -> dict:
+  """Every arm's config at the plan's budget.
+
+  Raises:
+    ValueError: an arm has not what was set, of all arms or of it.
+  """
+  planned = {}
+  for name, (cfg, data) in progress.bar(
+    arms.items(), "sizes of the arms", unit="arm", leave=False
+  ):
+    own = planned[name] = apply(plan, cfg, data)
+    here, given = workdir.flat(own.to_dict()), workdir.flat(cfg.to_dict())
+    for setting in (*plan.settings, *name.split(":")[1:]):
+      path = path_of(cfg, setting.partition("=")[0], name)
+      if given.get(path) != here.get(path):
+        raise ValueError(
+          f"{name}: {path}={given.get(path)} would be {here.get(path)}: a "
+          "comparison solves sizes (--params=none keeps a config's own) and "
+          "warms up for a tenth of its steps at most"
+        )
+  return planned
+
+
 def best(runs, metric: str, better: str) -> dict:
   """The run of the best score; of several that solve a task, the surest."""
   sign = {"min": 1, "max": -1}[better]
@@ -259,22 +303,10 @@ class Comparison:
     alone = jax.default_backend() == "cpu"
     self.together = together or (1 if alone else max(plan.seeds, len(plan.lrs)))
     self.signals = loop.Signals()
-    self.data, self.configs = {}, {}
-    for name, cfg in configs.items():
-      with cfg.unlocked():
-        cfg.data.name = plan.data
-      kind = (cfg.data.tokenizer, cfg.data.vocab)
-      if cfg.data.tokenizer == "bytes":
-        kind = kind[:1]
-      if kind not in self.data:
-        self.data[kind] = data_lib.load(cfg.data.to_dict(), progress=say)
-      self.configs[name] = (cfg, self.data[kind])
-    if plan.length is None:
-      data = next(iter(self.data.values()))
-      length = data.length if data.is_task else LENGTH
-      plan = dataclasses.replace(plan, length=length)
-      self.refuse_another(plan)
-    self.plan = plan
+    self.configs = loaded(configs, plan, say)
+    self.data = list({id(d): d for _, d in self.configs.values()}.values())
+    self.plan = lengthened(plan, self.data[0])
+    self.refuse_another(self.plan)
 
   def refuse_another(self, plan: Plan):
     if not (self.path / "config.json").exists() or not workdir.holds(self.path):
@@ -292,30 +324,15 @@ class Comparison:
         f"another folder, such as --workdir={own}"
       )
 
-  def refuse_changed(self, name, given, planned):
-    """ValueError where an arm has not what was set, of all arms or of it."""
-    for setting in (*self.plan.settings, *name.split(":")[1:]):
-      path = path_of(given, setting.partition("=")[0], name)
-      own = workdir.flat(given.to_dict()).get(path)
-      here = workdir.flat(planned.to_dict()).get(path)
-      if own != here:
-        raise ValueError(
-          f"{name}: {path}={own} would be {here}: a comparison solves sizes "
-          "(--params=none keeps a config's own) and warms up for a tenth of "
-          "its steps at most"
-        )
-
   def run(self) -> dict | None:
     """The results, or None where a signal asked to stop before the end."""
     with workdir.Workdir(self.path) as folder:
-      first = next(iter(self.data.values()))
-      arms, planned = {}, {}
-      for name, (cfg, data) in progress.bar(
-        self.configs.items(), "sizes of the arms", unit="arm", leave=False
-      ):
-        planned[name] = apply(self.plan, cfg, data)
-        self.refuse_changed(name, cfg, planned[name])
-        arms[name] = self.measure(planned[name])
+      first = self.data[0]
+      planned = sized(self.configs, self.plan)
+      each = progress.bar(
+        planned.items(), "costs of the arms", unit="arm", leave=False
+      )
+      arms = {name: self.measure(cfg) for name, cfg in each}
       # arms, rates and seeds may be added later: each run has its own folder
       folder.record(self.plan.fixed, first.hash)
       self.show(arms)
@@ -581,7 +598,7 @@ class Comparison:
 
   def results(self, arms, runs, data) -> dict:
     """What train.report reads: see train/report/data.py."""
-    notes = dict.fromkeys(d.note for d in self.data.values() if d.note)
+    notes = dict.fromkeys(d.note for d in self.data if d.note)
     return {
       "format": 1,
       "created": datetime.datetime.now(datetime.UTC).isoformat("T", "seconds"),

@@ -1,0 +1,223 @@
+"""What a comparison would take on a chip of train/chips.py, in words.
+
+An arm trains its grid of rates in one program and its seeds in another, each
+all at once where there is an accelerator, as launch.compare does. Times are
+ranges: from what the compiler expects over how far that is from the least
+possible time for programs of which that is known, to what it expects. Reading
+data, scoring and saving are not in them.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import arch
+from train import chips, compare, progress
+from train.chips import CHIPS, GIB
+
+HEAD = (
+  f"{'arm':19} {'':>7} {'GiB':>6} {'':5} {'ms a step':>10} {'ktok/s':>13} "
+  f"{'peak':>6} compile"
+)
+
+
+class Program(NamedTuple):
+  """One of an arm's: its step, for as many runs as it trains at once.
+
+  Attributes:
+    what: `3 rates` or `3 seeds`.
+    runs: how many there are; together: how many it trains at once.
+    own: whether each has batches of its own.
+  """
+
+  what: str
+  runs: int
+  together: int
+  own: bool
+
+  @property
+  def replicates(self) -> int:
+    return self.together if self.together > 1 else 0
+
+
+def programs(plan, together: int) -> list[Program]:
+  """Those of an arm; together=0 is all."""
+  found = []
+  kinds = (len(plan.lrs), "rate", False), (plan.seeds, "seed", True)
+  for n, what, own in kinds:
+    at_once = min(n, together or n)
+    found.append(Program(many(n, what), n, at_once, own and at_once > 1))
+  return found
+
+
+def comparison(
+  configs: Mapping, plan, name: str, *, together=0, hours=None, say
+) -> Iterator[str]:
+  """The lines of a table, a program's as soon as it is known.
+
+  Args:
+    name: of CHIPS.
+    together: how many runs a program trains at once; 0 for all of a phase.
+    hours: of a session; None for the site's.
+  """
+  chip = CHIPS[name]
+  devices = chips.devices(chip)
+  arms = compare.loaded(configs, plan, say)
+  plan = compare.lengthened(plan, next(iter(arms.values()))[1])
+  planned = compare.sized(arms, plan)
+  yield (
+    f"{name}: {many(len(devices), 'chip')} of {chip.memory / GIB:g} GiB, by "
+    f"{chips.libraries()}"
+  )
+  errors = chips.errors(chip, devices)
+  told = ", ".join(f"{error:.2f} for {what}" for what, error in errors.items())
+  yield f"what its compiler expects, over the least possible time: {told}"
+  yield (
+    f"{many(plan.steps, 'step')} of {plan.batch:,} x {plan.length:,} tokens\n\n"
+    f"{HEAD}\n{'-' * len(HEAD)}"
+  )
+  sums, known = Sums(max(errors.values())), {}
+  each = [
+    (arm, cfg, program)
+    for arm, cfg in planned.items()
+    for program in programs(plan, together)
+  ]
+  for arm, cfg, program in progress.bar(each, "programs", unit="program"):
+    label = f"{progress.short(arm, 19):19} {program.what:>7}"
+    key = arm, program.replicates, program.own
+    if key not in known:  # else its step is the same program
+      known[key] = fitted(cfg, chip, devices, program)
+    refused, found = known[key]
+    if found is None:
+      yield f"{label} no: {refused}, nor with a batch of one"
+      sums.unfit.append(arm)
+      continue
+    words, cfg, changed, cost = found
+    if refused:
+      yield f"{label} no: {refused}; with {words}"
+      label = " " * len(label)
+    times = -(-program.runs // changed.together)
+    steps = -(-plan.tokens // tokens(cfg))
+    sums.add(key, cost, times * steps)
+    yield f"{label} {row(cfg, chip, devices, changed, cost, sums.far)}"
+  yield "-" * len(HEAD)
+  yield from sums.lines(*chip.site, hours)
+
+
+def many(n: int, what: str) -> str:
+  return f"{n:,} {what}{'s' * (n != 1)}"
+
+
+def tokens(cfg) -> int:
+  """Of a run's step."""
+  return cfg.train.batch * cfg.train.length
+
+
+class Sums:
+  """Of all programs.
+
+  Attributes:
+    far: how far what is expected may be from what is possible.
+    expected: seconds of steps; compiled: those of compiling each program.
+    unfit: arms that do not fit at all.
+    uncounted: instructions without cycles in a step, the most of a program.
+  """
+
+  def __init__(self, far: float):
+    self.far, self.expected, self.compiled = far, 0.0, {}
+    self.unfit, self.uncounted = [], {}
+
+  def add(self, key, cost: chips.Cost, times: int):
+    """A program, which is compiled once a key, and how often it steps."""
+    self.expected += cost.seconds * times
+    self.compiled[key] = cost.compiling
+    for kind, n in cost.uncounted.items():
+      self.uncounted[kind] = max(n, self.uncounted.get(kind, 0))
+
+  def lines(self, site, session, week, hours) -> Iterator[str]:
+    if self.uncounted:
+      told = ", ".join(f"{n} {kind}" for kind, n in self.uncounted.items())
+      yield f"not in these times, of a step at most: {told}"
+    if self.unfit:
+      yield f"without {', '.join(dict.fromkeys(self.unfit))}:"
+    if not self.expected:
+      return
+    compiling = sum(self.compiled.values())
+    first, last = (
+      (t + compiling) / 3600 for t in (self.expected / self.far, self.expected)
+    )
+    session = hours or session
+    words = (
+      f"training and compiling: {span(first, last)}, of it compiling "
+      f"{compare.span(compiling)} as it took here; "
+      f"{many(math.ceil(last / session), 'session')} of {session:g} h ({site})"
+    )
+    if week:
+      words += f", at most {last / week:.1%} of a week's {week:g} h"
+    yield words
+
+
+def fitted(cfg, chip, devices, program: Program):
+  """Why a program does not fit, or None; and the first of those that cost least
+  which does: the flags, config, program and Cost, or None."""
+  refused = None
+  for words, own, changed in (("", cfg, program), *cheaper(cfg, program)):
+    try:
+      cost = chips.step(own, chip, devices, changed.replicates, changed.own)
+    except chips.Refused as error:
+      refused = refused or error
+      continue
+    return refused, (words, own, changed, cost)
+  return refused, None
+
+
+def row(cfg, chip, devices, program, cost, far) -> str:
+  count = tokens(cfg) * program.together
+  model = arch.abstract(cfg.model)
+  flops = arch.count(model, cfg.train.length).training * count
+  share = flops / (cost.seconds * chip.peak * len(devices))
+  used = cost.memory / chip.memory
+  fits = "fits" if used < chips.TIGHT else "tight"
+  ms, rate = 1e3 * cost.seconds, count / cost.seconds / 1e3
+  return (
+    f"{cost.memory / GIB:6.2f} {fits:5} "
+    f"{f'{short(ms / far)}–{short(ms)}':>10} "
+    f"{f'{rate:,.0f}–{rate * far:,.0f}':>13} "
+    f"{f'{share:.1%}':>6} {cost.compiling:5.0f} s"
+  )
+
+
+def short(number: float) -> str:
+  """Of two digits at least."""
+  return f"{number:.{max(0, 1 - math.floor(math.log10(number)))}f}"
+
+
+def cheaper(cfg, program: Program):
+  """Flags, and the config and program that they make, one after another."""
+
+  def having(**fields):
+    changed = cfg.copy_and_resolve_references().unlock()
+    changed.model.remat = "block"
+    changed.train.update(fields)
+    return changed
+
+  if cfg.model.remat != "block":
+    yield "--remat=block", having(), program
+  alone = program._replace(together=1, own=False)
+  words = "--remat=block"
+  if program.together > 1:
+    words += " --together=1"
+    yield words, having(), alone
+  batch, parts = cfg.train.batch, 2
+  while batch % parts == 0:
+    accumulate = f"{words} --set=train.accumulate={parts}"
+    yield accumulate, having(accumulate=parts), alone
+    parts *= 2
+  while (batch := batch // 2) > 0:
+    yield f"{words} --batch={batch}", having(batch=batch), alone
+
+
+def span(low: float, high: float) -> str:
+  """Of two times in hours."""
+  first, last = compare.span(3600 * low), compare.span(3600 * high)
+  return last if first == last else f"{first} to {last}"
