@@ -291,12 +291,13 @@ def fields(argv) -> list[str]:
   ]
 
 
-def run(main, cores: bool = False, memory: str = ""):
+def run(main, cores: bool = False, memory: str = "", prepared: bool = True):
   """main under absl; an error that a user can mend is one line and exit 1.
 
   Args:
     cores: for what trains: see train.platform.setup.
     memory: the flags that make it want less.
+    prepared: whether the platform is set up before main, or by it.
   """
 
   def parsed(argv):
@@ -306,17 +307,18 @@ def run(main, cores: bool = False, memory: str = ""):
       sys.exit(f"error: {error}")
 
   signals.watch()
-  app.run(guard(main, cores, memory), flags_parser=parsed)
+  app.run(guard(main, cores, memory, prepared), flags_parser=parsed)
 
 
-def guard(main, cores: bool = False, memory: str = ""):
+def guard(main, cores: bool = False, memory: str = "", prepared: bool = True):
   """main, such that its errors are one line, and an exit code."""
 
   def guarded(argv):
     logging.set_verbosity(logging.WARNING)  # libraries say much at INFO
     try:
       print(f"{platform.command()}: starting", file=sys.stderr, flush=True)
-      platform.setup(PLATFORM.value, cores)
+      if prepared:
+        platform.setup(PLATFORM.value, cores)
       code = main(argv)
       sys.stdout.flush()
       return code
