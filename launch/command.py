@@ -1,5 +1,6 @@
 """What every command does around its one call into the library."""
 
+import datetime
 import inspect
 import math
 import os
@@ -87,6 +88,36 @@ def define_count(name, default, text, least=1, none=False):
 
 def define_real(name, default, text):
   return flags.DEFINE(Real(), name, default, text)
+
+
+class Until(flags.ArgumentParser):
+  """Seconds until a time: 8h, 90min, 30s, or a clock's next 23:30."""
+
+  syntactic_help = "such as 8h, 90min, or 23:30 of the clock"
+  UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
+
+  def parse(self, argument) -> float:
+    text = str(argument).strip()
+    given = re.fullmatch(r"(\d+\.?\d*) ?(s|min|h|d)", text)
+    if given and float(given[1]):
+      return float(given[1]) * self.UNITS[given[2]]
+    try:
+      clock = datetime.datetime.strptime(text, "%H:%M").time()
+    except ValueError:
+      raise ValueError(f"{text!r} is no time {self.syntactic_help}") from None
+    now = datetime.datetime.now()
+    left = (datetime.datetime.combine(now, clock) - now).total_seconds()
+    return left % self.UNITS["d"]
+
+
+def define_until():
+  return flags.DEFINE(
+    Until(),
+    "until",
+    None,
+    "Stop then, saved, such that the same command goes on: in 8h or 90min, or "
+    "at 23:30 of the clock.",
+  )
 
 
 def say(text: str):

@@ -3,7 +3,7 @@
 python -m launch.compare [--archs=a,b,c|all] [--params=500K|none]
   [--flops=1M] [--tokens=] [--length=] [--batch=] [--data=stdlib] [--seeds=3]
   [--lrs=...] [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=block]
-  [--set=FIELD=VALUE] [--workdir=]
+  [--set=FIELD=VALUE] [--workdir=] [--until=8h]
 python -m launch.compare --report=W1,W2 --workdir=OUT
 
 An arm is a config's name, or a variant of it: mamba,mamba:negative=True.
@@ -90,6 +90,7 @@ KEEP = flags.DEFINE_enum(
 OLD_CODE = flags.DEFINE_bool(
   "old_code", False, "Keep finished runs that older code of an arm trained."
 )
+UNTIL = command.define_until()
 FIGURES = flags.DEFINE_bool(
   "figures", False, "Also write every figure as SVG, PNG and PDF."
 )
@@ -169,6 +170,7 @@ def main(argv):
       together=TOGETHER.value,
       old_code=OLD_CODE.value,
       keep=KEEP.value,
+      seconds=UNTIL.value,
     )
     conditions = comparison.run()
     if conditions is None:

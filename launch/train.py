@@ -2,7 +2,7 @@
 
 python -m launch.train --config=mamba2[:tiny|small|full]
   [--workdir=runs/mamba2] [--config.train.lr=3e-3 ...] [--set=vocab=codes ...]
-  [--init=runs/OTHER]
+  [--init=runs/OTHER] [--until=8h]
 """
 
 from pathlib import Path
@@ -34,6 +34,7 @@ INIT = flags.DEFINE_string(
   "A run's folder whose parameters this one begins with, at step 0 and with a "
   "fresh optimiser.",
 )
+UNTIL = command.define_until()
 flags.mark_flag_as_required("config")
 MEMORY = (
   "--config.train.accumulate=2, --config.model.remat=block, "
@@ -46,7 +47,9 @@ def main(argv):
   command.no_more(argv)
   import configs
   from train import data, loop, workdir
+  from train.signals import Signals
 
+  signals = Signals(UNTIL.value)
   name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
   cfg = configs.told(CONFIG.value, name, SET.value)
   path = WORKDIR.value or f"runs/{name.partition('.')[0]}"
@@ -56,7 +59,8 @@ def main(argv):
     workdir.of_run(init)
   source = data.load(cfg.data.to_dict(), progress=command.say)
   cfg = loop.resolve(cfg, source)
-  result = loop.run(cfg, path, source, init=init)
+  with signals:
+    result = loop.run(cfg, path, source, init=init, signals=signals)
   place = f"{path}: step {result.step} of {cfg.train.steps}"
   if result.done:
     command.say(f"{place}, valid {result.scores[0]}")

@@ -1,5 +1,6 @@
 """The commands, as a user runs them: in processes of their own."""
 
+import datetime
 import importlib
 import os
 import re
@@ -133,6 +134,47 @@ def test_sigterm_saves_and_says_how_to_go_on(folder, tmp_path):
   text, _ = process.communicate(timeout=120)
   assert process.returncode == 0, text
   assert re.search(r"saved; go on with: python -m launch.train --config", text)
+
+
+def test_a_time_that_is_up_stops_a_run_and_a_comparison(folder, tmp_path):
+  path = tmp_path / "run"
+  code, text = run("train", *training(folder, path), "--until=0.01s")
+  assert code == 0 and "time is up" in text, text
+  assert "nothing saved yet; start again with: python -m launch.train" in text
+  words = f"--data=text:{folder}", f"--workdir={tmp_path / 'compare'}"
+  words += "--archs=attention", "--params=60K", "--tokens=8K", "--eval_bytes=1K"
+  code, text = run("compare", *words, "--until=0.01s")
+  assert code == 0 and "stopped; go on with: python -m launch.compare" in text
+
+
+@pytest.mark.parametrize(
+  ("text", "seconds"),
+  [
+    ("8h", 28_800),
+    ("90min", 5400),
+    ("1.5 h", 5400),
+    ("30s", 30),
+    ("2d", 172_800),
+  ],
+)
+def test_a_time_from_now(text, seconds):
+  assert launch_command.Until().parse(text) == seconds
+
+
+def test_a_time_of_the_clock_is_the_next_one():
+  now = datetime.datetime.now()
+  for ahead, least in ((5, 240), (-5, 86_400 - 360)):
+    clock = now + datetime.timedelta(minutes=ahead)
+    left = launch_command.Until().parse(f"{clock:%H:%M}")
+    assert least - 5 < left <= least + 60, (ahead, left)
+
+
+@pytest.mark.parametrize("text", ["soon", "0h", "-3h", "8", "25:00", "nan h"])
+def test_what_is_no_time_is_refused(text):
+  with pytest.raises(
+    ValueError, match="is no time such as 8h, 90min, or 23:30"
+  ):
+    launch_command.Until().parse(text)
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,28 @@ def test_a_signal_saves_and_the_same_call_goes_on(
   assert numbers(tmp_path / "run") == lines
 
 
+def test_a_time_that_is_up_saves_and_the_same_call_goes_on(
+  text, never_stopped, tmp_path, monkeypatch
+):
+  c, step, state, lines = never_stopped
+  compiled = step.train
+  with loop.Signals(3600) as asked:
+
+    def late():
+      asked.end = 0
+
+    monkeypatch.setattr(step, "train", struck(compiled, 7, late))
+    result = loop.run(c, tmp_path / "run", text, step=step, signals=asked)
+  assert (result.done, result.step, result.stopped) == (False, 8, "until")
+  monkeypatch.setattr(step, "train", compiled)
+  with loop.Signals(3600) as asked:
+    result = loop.run(c, tmp_path / "run", text, step=step, signals=asked)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(result.state), state
+  )
+  assert numbers(tmp_path / "run") == lines and not asked.name
+
+
 def test_the_clock_is_saved_with_the_step(
   text, never_stopped, tmp_path, monkeypatch
 ):

@@ -68,3 +68,13 @@ def test_a_loop_is_asked_to_stop(number, capfd):
     assert signals.signal.getsignal(number) == before
   assert capfd.readouterr().err.startswith("stopping after this step")
   assert not signals.entered
+
+
+def test_a_time_that_is_up_is_said_once(capfd):
+  assert signals.Signals(3600).name == signals.Signals().name == ""
+  asked = signals.Signals(-1)
+  assert asked.name == asked.name == "until"
+  assert capfd.readouterr().err.count("time is up") == 1
+  asked = signals.Signals(-1)
+  asked.name = "SIGTERM"  # it came first
+  assert asked.name == "SIGTERM"

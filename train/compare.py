@@ -273,6 +273,7 @@ class Comparison:
     keep: whose checkpoints stay once a run is scored: of none, of every arm's
       first seed ("one"), of all.
     old_code: whether runs that other code of an arm trained are kept.
+    seconds: from now on, after which it stops as a signal stops it.
 
   Raises:
     ValueError: before any data are loaded, where the workdir holds another.
@@ -288,6 +289,7 @@ class Comparison:
     together=0,
     keep="one",
     old_code=False,
+    seconds=None,
   ):
     if together < 0:
       raise ValueError(f"--together={together} must be at least 0")
@@ -302,7 +304,7 @@ class Comparison:
     self.origin |= {"machine": platform.machine()}
     alone = jax.default_backend() == "cpu"
     self.together = together or (1 if alone else max(plan.seeds, len(plan.lrs)))
-    self.signals = loop.Signals()
+    self.signals = loop.Signals(seconds)
     self.configs = loaded(configs, plan, say)
     self.data = list({id(d): d for _, d in self.configs.values()}.values())
     self.plan = lengthened(plan, self.data[0])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: answered at once, obeyed where nothing is lost by it.
+"""Ctrl-C, SIGTERM and a time that is up: obeyed where nothing is lost by it.
 
 Python runs a signal's handler when the main thread is back from C, which the
 compiler keeps for minutes. `watch` starts a thread that is told at once: while
@@ -11,8 +11,10 @@ import os
 import signal
 import sys
 import threading
+import time
 
 BOTH = signal.SIGINT, signal.SIGTERM
+LATE = "until"  # the name of a time that is up
 entered: list["Signals"] = []  # the innermost is the last
 watching = False
 
@@ -21,11 +23,26 @@ class Signals:
   """Turns SIGTERM and SIGINT into a name that the loop reads.
 
   A second one acts as it would have without this.
+
+  Args:
+    seconds: from now on, after which the name is LATE; None for never.
   """
 
-  def __init__(self):
-    self.name = ""
-    self.answered = False
+  def __init__(self, seconds: float | None = None):
+    self._name, self.answered = "", False
+    self.end = None if seconds is None else time.monotonic() + seconds
+
+  @property
+  def name(self) -> str:
+    """Of what asked to stop; "" for nothing."""
+    if not self._name and self.end is not None and time.monotonic() > self.end:
+      self._name = LATE
+      say(b"time is up: stopping after this step")
+    return self._name
+
+  @name.setter
+  def name(self, name: str):
+    self._name = name
 
   def __enter__(self):
     self.old = {s: signal.signal(s, self._catch) for s in BOTH}
