@@ -55,9 +55,10 @@ class Block(residual.Block):
       return super().run(part, u, state, at)
     name, first, H, V = part.cfg.values
     B, T, _ = u.shape
-    gate = 2 * jax.nn.sigmoid(self.gate(u[..., :SEEN]).astype(jnp.float32))
-    more = self.again(normalise(at.stream["embedding"], 1e-6))
-    more = gate[..., None].astype(u.dtype) * more.reshape(B, T, H, V)
+    with jax.named_scope(part.scope):
+      gate = jax.nn.sigmoid(self.gate(u[..., :SEEN]).astype(jnp.float32))
+      more = self.again(normalise(at.stream["embedding"], 1e-6))
+      more = more.reshape(B, T, H, V) * (2 * gate[..., None]).astype(u.dtype)
     block = nnx.merge(*nnx.split(self))
     linear = getattr(getattr(block, part.slot), name)
     linear.difference = Added(linear, more.reshape(B * T, H * V), first)
