@@ -115,8 +115,8 @@ def define_until():
     Until(),
     "until",
     None,
-    "Stop then, saved, such that the same command goes on: in 8h or 90min, or "
-    "at 23:30 of the clock.",
+    "Stop at the first step after that and save, such that the same command "
+    "goes on: 8h or 90min from now, or 23:30 of the clock. Leave some minutes.",
   )
 
 

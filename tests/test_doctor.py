@@ -85,6 +85,13 @@ def test_the_dtype_is_one_that_is_faster(kind, half, dtype):
   assert advice.startswith(f"--dtype={dtype}")
 
 
+def test_a_package_that_is_missing_is_said(monkeypatch):
+  packages = ("jax", "no-such-package")
+  monkeypatch.setattr(platform, "PACKAGES", packages)
+  told = doctor.versions()
+  assert "no-such-package is missing" in told and "jax 0." in told
+
+
 RUN = """
 import sys
 from launch import command, doctor
@@ -96,8 +103,8 @@ command.run(doctor.main, prepared=False)
 """
 
 
-def run(cache, *words):
-  env = {"PATH": "", "LAB_CACHE": str(cache)}
+def run(cache, *words, **env):
+  env |= {"PATH": "", "LAB_CACHE": str(cache)}
   return subprocess.run(
     [sys.executable, "-c", RUN.format(words=words)],
     capture_output=True,
@@ -113,6 +120,12 @@ def test_an_accelerator_that_jax_does_not_see_is_an_error(tmp_path):
   assert "versions      python" in done.stdout
   assert done.returncode == 1 and "JAX  " not in done.stdout
   assert "error: this machine has a TPU (0000:00:05.0)" in done.stderr
+  done = run(tmp_path, JAX_PLATFORMS="cpu")
+  assert "environment   JAX_PLATFORMS='cpu'" in done.stdout
+  assert done.returncode == 1 and "1 x cpu" in done.stdout
+  assert (
+    "error: JAX sees a CPU beside a TPU (0000:00:05.0): JAX_PL" in done.stderr
+  )
   done = run(tmp_path, "--platform=cpu")
   assert done.returncode == 0 and "JAX           1 x cpu" in done.stdout
   assert done.stdout.splitlines()[-1].startswith(

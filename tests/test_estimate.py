@@ -112,8 +112,50 @@ def test_a_step_of_replicates_takes_more(chip):
 
 @compiles
 def test_what_does_not_fit_says_how_much_it_wants(chip):
-  with pytest.raises(Refused, match=r"^\d+\.\d+ GiB of 15.75 GiB a chip$"):
+  with pytest.raises(
+    Refused, match=r"^temporaries of \d+\.\d+G of 15.75G a chip$"
+  ):
     chips.step(tiny(2**19), V5E, chip)
+
+
+@pytest.mark.parametrize(
+  ("said", "told"),
+  [
+    (
+      "Ran out of memory on HBM, the total memory required for HLO temporaries "
+      "(70.98G) exceeds available HBM (15.75G).",
+      "temporaries of 70.98G of 15.75G a chip",
+    ),
+    (
+      "XLA:TPU compile permanent error. Ran out of memory in memory space hbm. "
+      "Used 1.21T of 15.75G hbm. Exceeded hbm capacity by 1.19T.",
+      "1.21T of 15.75G a chip",
+    ),
+  ],
+)
+def test_both_ways_to_be_full_are_understood(said, told):
+  def compile():
+    raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {said}")
+
+  with pytest.raises(Refused, match=f"^{told}$"):
+    chips.compiled(compile, V5E)
+
+
+def test_another_error_of_the_compiler_is_no_refusal():
+  def compile():
+    raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+  with pytest.raises(jax.errors.JaxRuntimeError, match="a bug"):
+    chips.compiled(compile, V5E)
+
+
+def test_a_teacher_is_refused():
+  c = tiny()
+  c.train.teacher = "runs/large"
+  with pytest.raises(
+    ValueError, match="train.teacher=runs/large: leave it out"
+  ):
+    chips.step(c, V5E, [])
 
 
 def test_what_cannot_compile_for_a_tpu_is_one_line(monkeypatch):
@@ -136,12 +178,14 @@ def lines(monkeypatch, tmp_path):
   (tmp_path / "book.txt").write_text("to be or not to be\n" * 600)
   budget = dict(params=None, tokens=36_000, length=16, batch=4)
 
-  def table(step, **fields):
+  def table(step, together=0, **fields):
     monkeypatch.setattr(chips, "step", step)
     data = f"text:{tmp_path / 'book.txt'}"
     plan = Plan(data=data, **budget, **fields)
-    arms = configs.several(["attention", "lru"])
-    return list(estimate.comparison(arms, plan, "v5e-1", say=print))
+    arms = configs.several(["attention", "lru"], plan.settings)
+    return list(
+      estimate.comparison(arms, plan, "v5e-1", together=together, say=print)
+    )
 
   return table
 
@@ -181,13 +225,14 @@ def test_hours_are_those_of_every_run(lines):
 def test_what_does_not_fit_is_told_with_what_it_does(lines, fits, words):
   def step(cfg, chip, devices, replicates, own):
     if not fits(cfg, replicates):
-      raise Refused("20.00 GiB of 15.75 GiB a chip")
+      raise Refused("20.00G of 15.75G a chip")
     return Cost(1.0, 0.9 * chip.memory, 1.0, {})
 
   found = "\n".join(lines(step))
-  assert "no: 20.00 GiB of 15.75 GiB a chip" in found
+  assert "no: 20.00G of 15.75G a chip" in found
   if words:
     assert f"; with {words}\n" in found and " tight " in found
+    assert f"each as it fits, by {words};" in found
   else:
     assert "nor with a batch of one" in found
     assert "without attention, lru:" in found and "session" not in found
@@ -202,3 +247,25 @@ def test_no_run_is_counted_twice_where_steps_are_one_program(lines):
 
   lines(step, seeds=1, lrs=(1e-2,))
   assert seen == [(0, False)] * 2
+
+
+def test_runs_that_are_left_over_are_a_program_of_their_own(lines):
+  seen = []
+
+  def step(cfg, chip, devices, replicates, own):
+    seen.append((replicates, own))
+    return Cost(1.0, GIB, 60.0, {})
+
+  found = lines(step, seeds=5, together=4)
+  assert seen == [(3, False), (4, True), (0, False)] * 2
+  # three times 563 steps of a second, or half of it, and a minute, of two arms
+  assert "training and compiling: 34 min to 1.0 h" in found[-1], found[-1]
+
+
+def test_nothing_fits_where_steps_have_parts(lines):
+  def step(cfg, chip, devices, replicates, own):
+    assert cfg.train.batch % cfg.train.accumulate == 0
+    raise Refused("20.00G of 15.75G a chip")
+
+  found = "\n".join(lines(step, settings=("train.accumulate=4",)))
+  assert "nor with a batch of one" in found

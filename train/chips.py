@@ -61,6 +61,13 @@ CHIPS = {
 }
 
 
+# both of the compiler's ways to say that
+FULL = re.compile(
+  r"temporaries \((?P<part>[\d.]+[KMGT])\) exceeds available HBM"
+  r"|memory space hbm. Used (?P<whole>[\d.]+[KMGT]) of"
+)
+
+
 class Refused(ValueError):
   """A program that does not fit a chip; says how much it wants."""
 
@@ -125,8 +132,11 @@ def step(cfg, chip: Chip, devices, replicates: int = 0, own=False) -> Cost:
 
   Raises:
     Refused: it does not fit.
+    ValueError: it has a teacher, whose arrays no chip holds.
   """
   t = cfg.train
+  if t.teacher:
+    raise ValueError(f"train.teacher={t.teacher}: leave it out of an estimate")
   with target.using("tpu"):
     made = Step(cfg)
   R = (replicates,) if replicates else ()
@@ -152,12 +162,11 @@ def compiled(compile, chip: Chip) -> Cost:
   try:
     program = compile()
   except jax.errors.JaxRuntimeError as error:
-    wanted = re.search(r"\(([\d.]+)G\) exceeds available HBM", str(error))
+    wanted = FULL.search(str(error))
     if not wanted:
       raise
-    raise Refused(
-      f"{wanted[1]} GiB of {chip.memory / GIB:g} GiB a chip"
-    ) from error
+    size = wanted["whole"] or f"temporaries of {wanted['part']}"
+    raise Refused(f"{size} of {chip.memory / GIB:g}G a chip") from error
   took = time.perf_counter() - start
   memory = program.memory_analysis()
   whole = (
@@ -174,7 +183,8 @@ def compiled(compile, chip: Chip) -> Cost:
 
 def cycles(text: str) -> tuple[int, dict[str, int]]:
   """Cycles that the compiler expects of a program, and how often instructions
-  run of which it says nothing, by their kind."""
+  run of which it says nothing, by their kind; a loop whose end depends on the
+  data as often as it may turn at most, or once, and then it is one of these."""
   bodies, entry = {}, None
   for line in text.splitlines():
     head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
@@ -206,7 +216,7 @@ def cycles(text: str) -> tuple[int, dict[str, int]]:
         found += total(re.search(r"to_apply=%?([\w.\-]+)", line)[1], times)
       elif known := re.search(r'estimated_cycles":"(\d+)"', line):
         found += int(known[1])
-      elif op in SILENT and not FREE.search(line):
+      elif op.removesuffix("-start") in SILENT and not FREE.search(line):
         kind = re.search(r"%?([a-z\-]+)[\w.\-]* = ", line)[1]  # of a fusion
         uncounted[kind] = uncounted.get(kind, 0) + times
     return found
@@ -223,8 +233,8 @@ FREE = re.compile(r'custom_call_target="(Allocate|Assume|ConcatBitcast)')
 
 
 def turns(line: str, bodies: dict[str, list[str]]) -> int | None:
-  """How often a loop turns, which is the number that its condition, or a fusion
-  in it, compares with; None where that depends on the data."""
+  """How often a loop turns at most: the number that its condition, or a fusion
+  in it, compares with; None where there is none above 0."""
   condition = re.search(r"condition=%?([\w.\-]+)", line)[1]
   names = [condition]
   for own in bodies[condition]:
@@ -235,7 +245,7 @@ def turns(line: str, bodies: dict[str, list[str]]) -> int | None:
     for own in bodies[name]
     for n in re.findall(r"= s32\[\]\S* constant\((\d+)\)", own)
   }
-  return max(ends, default=None)
+  return max((n for n in ends if n > 0), default=None)
 
 
 def errors(chip: Chip, devices) -> dict[str, float]:

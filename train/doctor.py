@@ -1,7 +1,6 @@
 """Where this is, what it has, and what stands in the way of training on it.
 
-Nothing here touches an accelerator before `setup`, and nothing raises: what
-cannot be read is left out.
+Nothing here touches an accelerator before platform.setup.
 """
 
 import glob
@@ -55,13 +54,20 @@ def holders(proc: str = "/proc") -> list[str]:
 
 
 def versions() -> str:
-  found = platform.versions()
-  for name in LIBRARIES:
+  found = [f"python {platform.host.python_version()}"]
+  for name in (*platform.PACKAGES, *LIBRARIES):
     try:
-      found[name] = importlib.metadata.version(name)
+      found.append(f"{name} {importlib.metadata.version(name)}")
     except importlib.metadata.PackageNotFoundError:
-      continue
-  return ", ".join(f"{name} {version}" for name, version in found.items())
+      if name in platform.PACKAGES:
+        found.append(f"{name} is missing")
+  return ", ".join([*found, f"commit {platform.commit()}"])
+
+
+def hidden() -> list[str]:
+  """What the environment says about which devices JAX may see."""
+  names = ("JAX_PLATFORMS", *platform.VISIBLE)
+  return [f"{n}={os.environ[n]!r}" for n in names if n in os.environ]
 
 
 def disks() -> Iterator[str]:
@@ -77,6 +83,8 @@ def before() -> Iterator[tuple[str, str]]:
   yield "site", site()
   accelerators = chips()
   yield "accelerators", "; ".join(accelerators) or "none"
+  for name in hidden():
+    yield "environment", name
   for held in holders():
     yield "held", held
   for line in disks():

@@ -46,7 +46,11 @@ def programs(plan, together: int) -> list[Program]:
   kinds = (len(plan.lrs), "rate", False), (plan.seeds, "seed", True)
   for n, what, own in kinds:
     at_once = min(n, together or n)
-    found.append(Program(many(n, what), n, at_once, own and at_once > 1))
+    rest = n % at_once
+    for runs, size in ((n - rest, at_once), (rest, rest)):
+      if runs:
+        words = many(runs, what)
+        found.append(Program(words, runs, size, own and size > 1))
   return found
 
 
@@ -96,9 +100,8 @@ def comparison(
     if refused:
       yield f"{label} no: {refused}; with {words}"
       label = " " * len(label)
-    times = -(-program.runs // changed.together)
-    steps = -(-plan.tokens // tokens(cfg))
-    sums.add(key, cost, times * steps)
+    steps = -(-plan.tokens // tokens(cfg)) * program.runs // changed.together
+    sums.add((arm, words, changed.replicates, changed.own), words, cost, steps)
     yield f"{label} {row(cfg, chip, devices, changed, cost, sums.far)}"
   yield "-" * len(HEAD)
   yield from sums.lines(*chip.site, hours)
@@ -119,17 +122,19 @@ class Sums:
   Attributes:
     far: how far what is expected may be from what is possible.
     expected: seconds of steps; compiled: those of compiling each program.
-    unfit: arms that do not fit at all.
+    flags: with which some fit; unfit: arms that do not fit at all.
     uncounted: instructions without cycles in a step, the most of a program.
   """
 
   def __init__(self, far: float):
     self.far, self.expected, self.compiled = far, 0.0, {}
-    self.unfit, self.uncounted = [], {}
+    self.flags, self.unfit, self.uncounted = {}, [], {}
 
-  def add(self, key, cost: chips.Cost, times: int):
-    """A program, which is compiled once a key, and how often it steps."""
-    self.expected += cost.seconds * times
+  def add(self, key, flags: str, cost: chips.Cost, steps: int):
+    """A program, which is compiled once a key, and its steps."""
+    if flags:
+      self.flags[flags] = True
+    self.expected += cost.seconds * steps
     self.compiled[key] = cost.compiling
     for kind, n in cost.uncounted.items():
       self.uncounted[kind] = max(n, self.uncounted.get(kind, 0))
@@ -138,6 +143,11 @@ class Sums:
     if self.uncounted:
       told = ", ".join(f"{n} {kind}" for kind, n in self.uncounted.items())
       yield f"not in these times, of a step at most: {told}"
+    if self.flags:
+      yield (
+        f"each as it fits, by {', '.join(self.flags)}; flags of one comparison "
+        "hold for all of it, which then takes longer:"
+      )
     if self.unfit:
       yield f"without {', '.join(dict.fromkeys(self.unfit))}:"
     if not self.expected:
@@ -208,13 +218,16 @@ def cheaper(cfg, program: Program):
   if program.together > 1:
     words += " --together=1"
     yield words, having(), alone
-  batch, parts = cfg.train.batch, 2
+  batch, parts = cfg.train.batch, 2 * cfg.train.accumulate
   while batch % parts == 0:
     accumulate = f"{words} --set=train.accumulate={parts}"
     yield accumulate, having(accumulate=parts), alone
     parts *= 2
+  if cfg.train.accumulate > 1:
+    words += " --set=train.accumulate=1"
   while (batch := batch // 2) > 0:
-    yield f"{words} --batch={batch}", having(batch=batch), alone
+    smaller = having(batch=batch, accumulate=1)
+    yield f"{words} --batch={batch}", smaller, alone
 
 
 def span(low: float, high: float) -> str:

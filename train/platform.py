@@ -127,16 +127,19 @@ def refuse_unseen():
   hidden = any(os.environ.get(name) in ("", "-1") for name in VISIBLE)
   if hidden or "JAX_PLATFORMS" in os.environ:
     return
-  for name, extra, found in (
-    ("TPU", "tpu", tpu_chips()),
-    ("GPU", "cuda", glob.glob("/dev/nvidia[0-9]*")),
-  ):
-    if found:
-      raise ValueError(
-        f"this machine has a {name} ({found[0]}) that JAX does not see: its "
-        f"library is missing (.[{extra}]; on Colab and Kaggle restart instead) "
-        "or another process holds it; --platform=cpu goes on without it"
-      )
+  for name, found in sure().items():
+    extra = {"TPU": "tpu", "GPU": "cuda"}[name]
+    raise ValueError(
+      f"this machine has a {name} ({found}) that JAX does not see: its "
+      f"library is missing (.[{extra}]; on Colab and Kaggle restart instead) "
+      "or another process holds it; --platform=cpu goes on without it"
+    )
+
+
+def sure() -> dict[str, str]:
+  """A TPU and a GPU that are surely here; other files may be of anything."""
+  found = {"TPU": tpu_chips(), "GPU": glob.glob("/dev/nvidia[0-9]*")}
+  return {name: several[0] for name, several in found.items() if several}
 
 
 def tpu_chips() -> list[str]:
