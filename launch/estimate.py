@@ -4,7 +4,8 @@ python -m launch.estimate --chip=v5e-1|v5e-8|v6e-1 [--hours=9]
   and the flags of launch.compare, such as --archs= --params= --tokens=
 
 A TPU's compiler runs on any Linux machine with libtpu (.[tpu]). It says what a
-step needs of a chip's memory, and how many cycles it expects of it.
+step needs of a chip's memory, and how many cycles it expects of it. Flags that
+say where results go, or what is kept of them, change nothing here.
 """
 
 from absl import flags

@@ -89,6 +89,37 @@ def test_what_the_compiler_does_not_say_is_named(chip):
   assert {"gather"} <= {*cycles(look, chip, big)[1]}
 
 
+TEXT = """HloModule made_up
+
+%body (x: f32[8]) -> f32[8] {
+  ROOT %fusion.1 = f32[8] fusion(%x), calls=%f, {"estimated_cycles":"100"}
+}
+
+%ends (x: s32[]) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(7)
+}
+
+%never (x: s32[]) -> pred[] {
+  %constant.2 = s32[]{:T(128)} constant(0)
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %while.1 = f32[8] while(%x), condition=%ends, body=%body
+  %while.2 = f32[8] while(%x), condition=%never, body=%body
+  %all-reduce-start.3 = f32[8] all-reduce-start(%x), to_apply=%add
+  %gather_fusion.4 = f32[8] fusion(%x), kind=kCustom, calls=%g
+  %custom-call.5 = f32[8] custom-call(), custom_call_target="AllocateBuffer"
+  ROOT %copy.6 = f32[8] copy(%x), {"estimated_cycles":"20"}
+}
+"""
+
+
+def test_the_cycles_of_a_text():
+  """Seven turns, one of unknown number, and what says nothing, by its kind."""
+  found = {"loop": 1, "all-reduce-start": 1, "gather": 1}
+  assert chips.cycles(TEXT) == (7 * 100 + 100 + 20, found)
+
+
 @compiles
 def test_the_error_is_known(chip):
   errors = chips.errors(V5E, chip)

@@ -5,7 +5,7 @@ says of most instructions how many cycles the compiler expects of them; a
 step's are their sum, those of a loop as often as it turns (XLA's own
 cost_analysis counts a loop once), and of a conditional's branches the longest.
 `errors` says how far that is from what is possible, for programs of which that
-is known; what a chip really takes lies between.
+is known. No chip was at hand to see where between these a step lies.
 
 A program that does not fit is refused by the compiler. One that does still
 leaves its arguments, results, temporaries and code in a chip's memory.
@@ -51,13 +51,14 @@ class Chip(NamedTuple):
 
 
 # peaks and bandwidths: Google's pages of each; clock, and what is left of 16
-# and 32 GB, as the compiler counts; sites: what their users said in 2026
+# and 32 GB, as the compiler counts; sites: what their users and tools said in
+# 2026, of both of Colab's chips alike
 V5E = (1.5e9, 197e12, 819e9, 15.75 * GIB)
 V6E = (1.75e9, 918e12, 1600e9, 31.25 * GIB)
 CHIPS = {
   "v5e-1": Chip("v5e:1x1", "v5litepod-1", *V5E, ("Colab", 12.0, None)),
   "v5e-8": Chip("v5e:2x4", "v5litepod-8", *V5E, ("Kaggle", 9.0, 20.0)),
-  "v6e-1": Chip("v6e:1x1", "v6e-1", *V6E, ("Colab, paid", 24.0, None)),
+  "v6e-1": Chip("v6e:1x1", "v6e-1", *V6E, ("Colab, paid", 12.0, None)),
 }
 
 

@@ -112,7 +112,7 @@ def advice(kind: str, rates: Mapping[str, float]) -> str:
   if kind == "tpu":
     return "--dtype=bfloat16: a TPU multiplies in it, whatever is asked for"
   if kind == "cpu":
-    return "--dtype=float32: on a CPU all but products is slower in bfloat16"
+    return "--dtype=float32: on a CPU a step is slower in bfloat16"
   if rates["bfloat16"] < GAIN * rates["float32"]:
     return "--dtype=float32: this GPU multiplies no faster in bfloat16"
   return "--dtype=bfloat16"
