@@ -317,7 +317,8 @@ def places(
       raise ValueError(f"own={dict(place.own)} needs a place with a share")
   if any(place.late and place.aside for place in found):
     raise ValueError("a loop with a start cannot have a block aside")
-  if found[-1].late and hasattr(find("wiring", found[-1].wiring), "STREAMS"):
+  streams = getattr(find("wiring", found[-1].wiring), "STREAMS", ())
+  if found[-1].late and {*streams} - {"embedding"}:
     raise ValueError(
       f"loop: start={found[-1].late} with wiring={found[-1].wiring!r}, whose "
       "last block has to be run: give loop.last=1"

@@ -264,14 +264,15 @@ def stacked(places, cfg, keys, layers, maps) -> Stack:
   return made
 
 
-def linears(block) -> dict[tuple, tuple[int, int]]:
-  """Widths in and out of every map that is a Matrix, by its path."""
+def linears(block) -> dict[tuple, tuple[int, int, str]]:
+  """Widths in and out and the group of every map that is a Matrix, by path."""
   found = {}
   for path, node in nnx.iter_graph(block):
     if isinstance(node, Linear):
       leaf = getattr(node, node.leaves[0])
       if isinstance(leaf, Matrix):
-        found[path] = node.d_in, sum(node.widths)
+        group = leaf.get_metadata()["group"]
+        found[path] = node.d_in, sum(node.widths), group
   return found
 
 
@@ -294,9 +295,9 @@ class Own(nnx.Module):
     arrays.mark(self, group="norm")
     self.maps = tuple(sorted(maps)) if place.rank else ()
     for i, path in enumerate(self.maps):
-      own = Difference(*maps[path], place.rank, rngs=rngs)
-      slots = {part.slot: part.scope for part in place.parts}
-      arrays.mark(own, group=slots.get(path[0], "norm"))
+      d_in, d_out, group = maps[path]
+      own = Difference(d_in, d_out, place.rank, rngs=rngs)
+      arrays.mark(own, group=group)
       setattr(self, f"difference_{i}", own)
     if place.aside:
       kw = dict(dtype=cfg.dtype, kind=cfg.weight, rngs=rngs)

@@ -451,3 +451,39 @@ def test_a_start_that_a_loop_cannot_have(fields, message):
   c = model("mingru", depth=3, **fields)
   with pytest.raises(ValueError, match=message):
     build(c)
+
+
+@pytest.mark.parametrize(
+  ("mixer", "wiring"), [("mingru", "first"), ("gla", "values")]
+)
+def test_a_late_last_block_may_read_the_embedding(mixer, wiring):
+  c = model(mixer, depth=2, wiring=wiring, loop=dict(times=2, start=0.5))
+  made, text = noisy(build(c)), tokens(c)
+  params, buffers = arrays.pure(made)
+  c.model.loop.times = 1
+  trunk = params["trunk"]
+  blocks = [trunk[f"shared_loop_0_{i}"] for i in range(2)]
+  stack = {"block_0": jax.tree.map(lambda *a: jnp.stack(a), *blocks)}
+  plain = arrays.fill(
+    arch.abstract(c.model), params | {"trunk": {"stack_0": stack}}, {}
+  )
+  run = jax.jit(lambda m: m(text)[0])
+  early = arrays.fill(made, params, at(buffers, 0.4))
+  close(run(early), run(plain), 1e-5)
+  late = arrays.fill(made, params, at(buffers, 0.5))
+  assert jnp.max(jnp.abs(run(late) - run(plain))) > 1e-2
+
+
+def test_a_difference_is_counted_as_its_map_is():
+  made = build(model(**FORMS["values"]))
+  own, groups = made.trunk.stack_0.own_0, {}
+  for i, path in enumerate(own.maps):
+    node = made.trunk.shared["loop_0_0"]
+    for name in path:
+      node = getattr(node, name)
+    groups[path] = node.weight.get_metadata()["group"]
+    _, state = nnx.split(getattr(own, f"difference_{i}"))
+    found = {p.get_metadata()["group"] for _, p in nnx.to_flat_state(state)}
+    assert found == {groups[path]}
+  assert groups["again",] == groups["gate",] == "mixer"
+  assert "channel" in groups.values()

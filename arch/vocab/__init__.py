@@ -10,7 +10,7 @@ both; arch/vocabulary.py joins one of each.
 
 A readout's functions are pure: what they read is handed over, so that the loss
 can go through C positions at a time (arch/losses.py). A file that makes rows of
-fewer numbers has a class Rows, and both ways by MadeTable and MadeReadout.
+fewer numbers has a class Rows, and both ways by `ways`.
 
 B batch  T time  D width  V symbols  C positions in a chunk  k symbols ahead
 """
@@ -23,7 +23,7 @@ from flax import nnx
 
 from arch import config, losses
 from arch.product import product
-from arch.roles import Buffer
+from arch.roles import Buffer, Embedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,6 +220,18 @@ class MadeReadout(Readout):
   def logits(cls, cfg, params, held, x):
     rows = cls.Rows.all(cfg, params | held).astype(x.dtype)
     return product("cd,vd->cv", x, rows)
+
+
+def drawn(std: float, *shape: int, rngs) -> Embedding:
+  """Normal numbers of that standard deviation."""
+  return Embedding(nnx.initializers.normal(std)(rngs.params(), shape))
+
+
+def ways(rows) -> tuple[type[Table], type[Readout]]:
+  """The way in and the way out by a class `Rows`."""
+  bases = MadeTable, MadeReadout
+  told = {"Rows": rows, "__module__": rows.__module__}
+  return tuple(type(b.__name__.removeprefix("Made"), (b,), told) for b in bases)
 
 
 def mixed(x):

@@ -1,116 +1,33 @@
-"""Bands by frequency: a rarer symbol has a shorter row.
+"""A softmax of bands by frequency, behind rows of bands (arch/bands.py).
 
-  embed(t) = E_0[t] in the first band,  E_i[t] P_i in band i
-  log p(t) = h_t in the first,  h_{band i} + g_i[t] in band i
+  log p(t) = h_t in the first band,  h_{band i} + g_i[t] in band i
   h = log softmax(x [R_0; U]^T),  g_i = log softmax((x Q_i) R_i^T)
 
 Grave et al. 2017, https://arxiv.org/abs/1609.04309, sec. 4.3, as in torch's
-AdaptiveLogSoftmaxWithLoss; the way in: Baevski and Auli 2019,
-https://arxiv.org/abs/1809.10853, sec. 3. Symbols have to be numbered by
-frequency. The first band is arch/vocab/full.py, the others lowrank.py: Q_i is
-not P_i, and tied R_i is E_i. The start symbol is in the last band.
+AdaptiveLogSoftmaxWithLoss. Q_i is not the table's P_i, and tied R_i is E_i.
 
 D width  V symbols  C positions in a chunk
 """
 
-import dataclasses
-import itertools
-import math
-
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from arch import losses, vocab
+from arch import bands, losses, vocab
 from arch.product import product
-from arch.roles import Embedding
-from arch.vocab import full, lowrank
+from arch.vocab import lowrank
+
+Table = bands.Table
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(vocab.Config):
-  """Raises ValueError for cutoffs that are no whole numbers, or that leave a
-  band fewer than 3 symbols, and for a factor below 1.
-
-  Attributes:
-    cutoffs: where bands end, but for the last; None for V / 8 and V / 2, as far
-      as these are 3 symbols apart.
-    factor: a row of band i is D / factor^i wide.
-  """
-
-  cutoffs: tuple[int, ...] | None = None
-  factor: int = 4
-  tied: bool = True
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.at_least(factor=1)
-    given = self.cutoffs
-    whole = given is None or (
-      isinstance(given, tuple | list) and all(type(c) is int for c in given)
-    )
-    # the last has the start symbol as well
-    if not whole or any(
-      b - a < 3
-      for a, b in itertools.pairwise((0, *self.ends[:-1], self.size + 1))
-    ):
-      raise ValueError(
-        f"{self.where}: cutoffs={given!r} must be whole numbers that cut the "
-        f"{self.size} symbols into bands of 3 or more"
-      )
-
-  @property
-  def ends(self) -> tuple[int, ...]:
-    """cutoffs, and V"""
-    cutoffs = self.cutoffs
-    if cutoffs is None:
-      eighth, half = math.ceil(self.size / 8), math.ceil(self.size / 2)
-      cutoffs = [c for c in (eighth, half) if c >= 3 and half - eighth >= 3]
-    return (*cutoffs, self.size)
-
-  @property
-  def lends(self) -> str:
-    return f"bands that end at {self.ends} and narrow by {self.factor}"
-
-  def bands(self, more=0):
-    """The first symbol of each, its module, and its Config: of a table with
-    `more` rows in the last, or of a readout."""
-    told = dict(dim=self.dim, tied=self.tied, dtype=self.dtype)
-    for i, (a, b) in enumerate(itertools.pairwise((0, *self.ends))):
-      # a table has a row more than its size
-      size = b - a - (b < self.size and more > 0)
-      rank = dict(rank=max(1, self.dim // self.factor**i)) if i else {}
-      file = lowrank if i else full
-      yield a, file, file.Config(size=size, **rank, **told)
-
-
-class Table(vocab.Table):
-  def __init__(self, cfg, *, rngs):
-    self.cfg, self.lends = cfg, cfg.lends
-    for a, file, own in cfg.bands(more=1):
-      setattr(self, f"from_{a}", file.Table(own, rngs=rngs))
-
-  def __call__(self, tokens, reset, state):
-    x = jnp.full((*tokens.shape, self.cfg.dim), jnp.nan, self.cfg.dtype)
-    for a, _, own in self.cfg.bands(more=1):
-      there = (tokens >= a) & (tokens <= a + own.size)
-      # elsewhere some row: a NaN would have a gradient, 0 times itself
-      at = jnp.where(there, tokens - a, 0)
-      found, _ = getattr(self, f"from_{a}")(at, reset, None)
-      x = jnp.where(there[..., None], found, x)
-    return x, {}
-
-  def lent(self):
-    bands = self.cfg.bands()
-    return [getattr(self, f"from_{a}").rows[...][: c.size] for a, _, c in bands]
+class Config(bands.Config):
+  __doc__ = bands.Config.__doc__
 
 
 class Readout(vocab.Readout):
   def __init__(self, cfg, *, rngs):
     self.cfg, self.wide, self.borrows = cfg, cfg.size, cfg.lends
-    draw = nnx.initializers.normal(lowrank.SMALL)
-    shape = len(cfg.ends) - 1, cfg.dim
-    self.bands = Embedding(draw(rngs.params(), shape))
+    bands = len(cfg.ends) - 1
+    self.bands = vocab.drawn(lowrank.SMALL, bands, cfg.dim, rngs=rngs)
     for a, file, own in cfg.bands():
       setattr(self, f"from_{a}", file.Readout(own, rngs=rngs))
 
@@ -122,7 +39,7 @@ class Readout(vocab.Readout):
 
   @classmethod
   def parts(cls, cfg, params, x):
-    """Logits of the first band, of the others, and of each of theirs."""
+    """Logits of the first band and of the others, and of each of theirs."""
     bands, own = params
     each = zip(cfg.bands(), own, strict=True)
     first, *rest = (f.Readout.logits(c, p, (), x) for (_, f, c), p in each)
@@ -133,19 +50,15 @@ class Readout(vocab.Readout):
   def logits(cls, cfg, params, held, x):
     head, rest = cls.parts(cfg, params, x)
     head, n = jax.nn.log_softmax(head, -1), cfg.ends[0]
-    rest = [
-      head[:, n + i, None] + jax.nn.log_softmax(own, -1)
-      for i, own in enumerate(rest)
-    ]
+    rest = [jax.nn.log_softmax(own, -1) for own in rest]
+    rest = [head[:, n + i, None] + own for i, own in enumerate(rest)]
     return jnp.concatenate([head[:, :n], *rest], -1)
 
   @classmethod
   def nats(cls, cfg, params, held, x, targets):
-    head, rest = cls.parts(cfg, params, x)
+    (head, rest), (_, *bands) = cls.parts(cfg, params, x), cfg.bands()
     choice, total = targets, 0
-    for i, ((a, _, own), logits) in enumerate(
-      zip(list(cfg.bands())[1:], rest, strict=True)
-    ):
+    for i, ((a, _, own), logits) in enumerate(zip(bands, rest, strict=True)):
       there = (targets >= a) & (targets < a + own.size)
       nats = losses.nll(logits, jnp.where(there, targets - a, 0))
       total += jnp.where(there, nats, 0)

@@ -54,9 +54,4 @@ class Rows(vocab.Rows):
     return {"codes": quantiser.codes(counts(), self.cfg.M, self.cfg.codes)}
 
 
-class Table(vocab.MadeTable):
-  Rows = Rows
-
-
-class Readout(vocab.MadeReadout):
-  Rows = Rows
+Table, Readout = vocab.ways(Rows)

@@ -59,9 +59,4 @@ class Rows(vocab.Rows):
     return q * r if cfg.operation == "product" else q + r
 
 
-class Table(vocab.MadeTable):
-  Rows = Rows
-
-
-class Readout(vocab.MadeReadout):
-  Rows = Rows
+Table, Readout = vocab.ways(Rows)

@@ -3,8 +3,7 @@
   embed(t) = s E_t,  logits(x) = x R^T;  tied: R is E without the start symbol
 
 E starts at unit size, as torch.nn.Embedding does, so that what the first blocks
-add does not drown it; R at 0.02, so that the loss starts near ln V. Tied, E
-starts as R must.
+add does not drown it; R, and a tied E, so that the loss starts near ln V.
 
 B batch  T time  D width  V symbols  C positions in a chunk
 """
@@ -12,11 +11,9 @@ B batch  T time  D width  V symbols  C positions in a chunk
 import dataclasses
 
 import jax.numpy as jnp
-from flax import nnx
 
 from arch import vocab
 from arch.product import product
-from arch.roles import Embedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,8 +44,7 @@ class Table(vocab.Table):
     # Tied, the readout sees x of unit size. Where x only holds its own
     # symbol's row, that symbol's logit is std * dim: this keeps it at 1.
     std = min(0.02, 1 / cfg.dim) if cfg.tied else 1.0
-    rows = nnx.initializers.normal(std)
-    self.rows = Embedding(rows(rngs.params(), (cfg.size + 1, cfg.dim)))
+    self.rows = vocab.drawn(std, cfg.size + 1, cfg.dim, rngs=rngs)
 
   def __call__(self, tokens, reset, state):
     rows = jnp.take(self.rows[...], tokens, axis=0)
@@ -62,8 +58,7 @@ class Readout(vocab.Readout):
   def __init__(self, cfg, *, rngs):
     self.wide, self.borrows = cfg.size, f"rows of {cfg.dim} numbers"
     if not cfg.tied:
-      rows = nnx.initializers.normal(0.02)
-      self.rows = Embedding(rows(rngs.params(), (cfg.size, cfg.dim)))
+      self.rows = vocab.drawn(0.02, cfg.size, cfg.dim, rngs=rngs)
 
   def params(self, lent):
     return self.rows[...] if lent is None else lent

@@ -15,7 +15,6 @@ import dataclasses
 import math
 
 import jax.numpy as jnp
-from flax import nnx
 
 from arch import vocab
 from arch.roles import Embedding
@@ -48,8 +47,7 @@ class Config(vocab.Config):
 
 class Rows(vocab.Rows):
   def __init__(self, cfg, std, *, rngs):
-    draw, k = nnx.initializers.normal(std), cfg.hashes
-    self.buckets = Embedding(draw(rngs.params(), (cfg.m, cfg.dim)))
+    self.buckets, k = vocab.drawn(std, cfg.m, cfg.dim, rngs=rngs), cfg.hashes
     self.weights = Embedding(jnp.full((cfg.size + 1, k), k**-0.5))
 
   @classmethod
@@ -63,9 +61,4 @@ class Rows(vocab.Rows):
     return rows
 
 
-class Table(vocab.MadeTable):
-  Rows = Rows
-
-
-class Readout(vocab.MadeReadout):
-  Rows = Rows
+Table, Readout = vocab.ways(Rows)

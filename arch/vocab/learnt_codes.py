@@ -56,9 +56,4 @@ class Rows(vocab.Rows):
     return found.reshape(*ids.shape, cfg.dim)
 
 
-class Table(vocab.MadeTable):
-  Rows = Rows
-
-
-class Readout(vocab.MadeReadout):
-  Rows = Rows
+Table, Readout = vocab.ways(Rows)

@@ -3,9 +3,8 @@
   embed(t) = E_t P,  logits(x) = (x Q) R^T;  tied: R is E without the start
 
 Lan et al. 2019, https://arxiv.org/abs/1909.11942, sec. 3.1: V D parameters
-become V K + K D. As there, the way out has a matrix of its own, tied or not.
-E starts at 0.02, so that the loss starts near ln V, and P such that E_t P is of
-unit size, as in arch/vocab/full.py.
+become V K + K D. Tied or not, the way out has a matrix of its own. E starts at
+0.02, for a loss near ln V, and P such that E_t P is of unit size.
 
 B batch  T time  D width  K rank  V symbols  C positions in a chunk
 """
@@ -13,9 +12,8 @@ B batch  T time  D width  K rank  V symbols  C positions in a chunk
 import dataclasses
 import math
 
-from flax import nnx
-
-from arch.roles import Embedding, Matrix
+from arch import vocab
+from arch.roles import Matrix
 from arch.starts import fan_in
 from arch.vocab import full
 
@@ -28,8 +26,7 @@ class Config(full.Config):
 
   Attributes:
     rank: width of a symbol's row; None for a quarter of dim.
-    tied: by default, since the table is what this saves; P and Q differ, so
-      the start is safe.
+    tied: by default, as the table is what this saves; P and Q differ.
   """
 
   rank: int | None = None
@@ -49,8 +46,7 @@ class Config(full.Config):
 class Table(full.Table):
   def __init__(self, cfg, *, rngs):
     self.cfg, self.lends = cfg, f"rows of {cfg.K} numbers"
-    rows = nnx.initializers.normal(SMALL)
-    self.rows = Embedding(rows(rngs.params(), (cfg.size + 1, cfg.K)))
+    self.rows = vocab.drawn(SMALL, cfg.size + 1, cfg.K, rngs=rngs)
     self.widen = Matrix(fan_in(1 / SMALL)(rngs.params(), (cfg.K, cfg.dim)))
 
   def __call__(self, tokens, reset, state):
@@ -63,8 +59,7 @@ class Readout(full.Readout):
     self.wide, self.borrows = cfg.size, f"rows of {cfg.K} numbers"
     self.narrow = Matrix(fan_in()(rngs.params(), (cfg.dim, cfg.K)))
     if not cfg.tied:
-      rows = nnx.initializers.normal(SMALL)
-      self.rows = Embedding(rows(rngs.params(), (cfg.size, cfg.K)))
+      self.rows = vocab.drawn(SMALL, cfg.size, cfg.K, rngs=rngs)
 
   def params(self, lent):
     return self.narrow[...], super().params(lent)

@@ -4,20 +4,17 @@
   embed(t) = E_t,  logits(x) = x E^T;  t = (i n_2 + j) n_3 + k
 
 Khrulkov et al. 2019, https://arxiv.org/abs/1901.10787, eq. 2 and 3: R rank,
-V <= n_1 n_2 n_3, D = d_1 d_2 d_3, both as even as can be. Each core starts at
-(std^2 / R^2)^(1/6), so that a row is of that standard deviation (sec. 3.3).
+V < n_1 n_2 n_3, D = d_1 d_2 d_3, both as even as can be; a core starts at
+(std / R)^(1/3) for a row's std (sec. 3.3).
 
 D width  V symbols  R rank
 """
 
 import dataclasses
-import math
 
 import jax.numpy as jnp
-from flax import nnx
 
 from arch import vocab
-from arch.roles import Embedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,26 +36,22 @@ class Config(vocab.Config):
   def n(self) -> tuple[int, int, int]:
     """n_1 n_2 n_3, the least that are enough for V + 1"""
     side = next(n for n in range(2, self.size + 3) if n**3 > self.size)
-    return math.ceil((self.size + 1) / side**2), side, side
+    return self.size // side**2 + 1, side, side
 
   @property
   def d(self) -> tuple[int, int, int]:
     """d_1 d_2 d_3, the divisors of D that are nearest to one another"""
-    D = self.dim
-    every = (a for a in range(1, D + 1) if D % a == 0)
-    pairs = [(a, b) for a in every for b in range(1, D + 1) if D % (a * b) == 0]
-    a, b = min(pairs, key=lambda p: max(*p, D // (p[0] * p[1])))
-    return a, b, D // (a * b)
+    every = [a for a in range(1, self.dim + 1) if self.dim % a == 0]
+    pairs = [(a, b) for a in every for b in every if self.dim % (a * b) == 0]
+    return min(((a, b, self.dim // (a * b)) for a, b in pairs), key=max)
 
 
 class Rows(vocab.Rows):
   def __init__(self, cfg, std, *, rngs):
-    draw, R = nnx.initializers.normal((std / cfg.rank) ** (1 / 3)), cfg.rank
-    for name, n, d, left, right in zip(
-      "FGH", cfg.n, cfg.d, (1, R, R), (R, R, 1), strict=True
-    ):
-      core = draw(rngs.params(), (n, left, d, right))
-      setattr(self, name, Embedding(core))
+    R, std = cfg.rank, (std / cfg.rank) ** (1 / 3)
+    shapes = zip(cfg.n, (1, R, R), cfg.d, (R, R, 1), strict=True)
+    for k, shape in zip("FGH", shapes, strict=True):
+      setattr(self, k, vocab.drawn(std, *shape, rngs=rngs))
 
   @classmethod
   def of(cls, cfg, arrays, ids):
@@ -70,14 +63,8 @@ class Rows(vocab.Rows):
 
   @classmethod
   def all(cls, cfg, arrays):
-    F, G, H = (arrays[k] for k in "FGH")
-    rows = jnp.einsum("iuar,jrbs,kscw->ijkabc", F, G, H)
+    rows = jnp.einsum("iuar,jrbs,kscw->ijkabc", *(arrays[k] for k in "FGH"))
     return rows.reshape(-1, cfg.dim)[: cfg.size]
 
 
-class Table(vocab.MadeTable):
-  Rows = Rows
-
-
-class Readout(vocab.MadeReadout):
-  Rows = Rows
+Table, Readout = vocab.ways(Rows)
