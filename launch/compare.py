@@ -3,7 +3,7 @@
 python -m launch.compare [--archs=a,b,c|all] [--params=500K|none]
   [--flops=1M] [--tokens=] [--length=] [--batch=] [--data=stdlib] [--seeds=3]
   [--lrs=...] [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=block]
-  [--set=FIELD=VALUE] [--workdir=] [--until=8h]
+  [--set=FIELD=VALUE] [--workdir=] [--until=8h] [--chips=8]
 python -m launch.compare --report=W1,W2 --workdir=OUT
 
 An arm is a config's name, or a variant of it: mamba,mamba:negative=True.
@@ -12,7 +12,7 @@ An arm is a config's name, or a variant of it: mamba,mamba:negative=True.
 from absl import flags
 
 from launch import command
-from train import platform
+from train import platform, workers
 from train.plan import Plan
 
 ARCHS = flags.DEFINE_list(
@@ -78,6 +78,13 @@ TOGETHER = command.define_count(
   "together",
   0,
   "Runs that one program trains at once; 0: one on a CPU, else all.",
+  least=0,
+)
+CHIPS = command.define_count(
+  "chips",
+  0,
+  "Processes that train runs at the same time, each on a chip of its own (on a "
+  "core, on a CPU); 0: this one, on all.",
   least=0,
 )
 KEEP = flags.DEFINE_enum(
@@ -149,6 +156,10 @@ def plan() -> Plan:
 
 def main(argv):
   command.no_more(argv)
+  asked = command.PLATFORM.value
+  chips = workers.chips(asked, CHIPS.value) if CHIPS.value else None
+  # a chip is held by the process that trains on it
+  platform.setup(*("cpu",) if chips else (asked, True))
   from train import report
 
   if FIGURES.value:
@@ -171,6 +182,7 @@ def main(argv):
       old_code=OLD_CODE.value,
       keep=KEEP.value,
       seconds=UNTIL.value,
+      chips=chips,
     )
     conditions = comparison.run()
     if conditions is None:
@@ -183,4 +195,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-  command.run(main, cores=True, memory=MEMORY)
+  command.run(main, memory=MEMORY, prepared=False)

@@ -17,6 +17,7 @@ from train import (
   metrics,
   provenance,
   report,
+  schedule,
 )
 
 # they share a comparison that was made once
@@ -363,7 +364,7 @@ def test_what_is_kept(keep, phase, seeds, left, folder, tmp_path):
 
 def test_rates_that_six_digits_do_not_tell_apart(tmp_path):
   """And runs of a rate whose folder was named by six digits are found."""
-  place = compare.Comparison.place
+  place = compare.Comparison.folder
   a, b = 0.00123456789, 0.00123456788
   assert f"{a:g}" == f"{b:g}" and place(tmp_path, "tune", 0, 1e-2) == (
     tmp_path / "tune-seed0-lr0.01"
@@ -377,7 +378,7 @@ def test_rates_that_six_digits_do_not_tell_apart(tmp_path):
 
 
 def test_what_is_left_is_told():
-  clock = compare.Clock({"a": 100, "b": 300}, 4)
+  clock = schedule.Clock({"a": 100, "b": 300}, 4)
   assert str(clock) == "run 1 of 8"
   clock.done("a", 1)  # by an earlier start
   clock.done("a", 1, 50.0, 40.0)
@@ -386,7 +387,7 @@ def test_what_is_left_is_told():
   clock.done("a", 2, 20.0)
   clock.done("b", 3, 90.0)
   assert str(clock) == "run 8 of 8, about 30 s left"
-  assert [compare.span(s) for s in (59, 5400, 200_000)] == [
+  assert [schedule.span(s) for s in (59, 5400, 200_000)] == [
     "1 min",
     "1.5 h",
     "2.3 d",
@@ -489,7 +490,12 @@ def test_a_refused_plan_may_be_corrected(folder, tmp_path, monkeypatch):
   with pytest.raises(ValueError, match="less than one window"):
     made.run()
   made, _ = comparison(tmp_path, plan(folder), ("attention",))
-  monkeypatch.setattr(made, "arm", lambda *args: [])
+
+  def nothing(*_):
+    return []
+    yield
+
+  monkeypatch.setattr(made, "search", nothing)
   assert made.run()["runs"] == []
 
 

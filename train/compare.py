@@ -32,8 +32,10 @@ from train import (
   platform,
   progress,
   provenance,
+  schedule,
   sizes,
   workdir,
+  workers,
 )
 from train import data as data_lib
 from train.evaluate import Scorer
@@ -128,62 +130,8 @@ def rate(lr: float) -> str:
   return short if float(short := f"{lr:g}") == lr else repr(lr)
 
 
-class Clock:
-  """How many runs are done, and about how long the others will take.
-
-  An arm's runs take as long as its last one here; before there was one, as
-  long as their FLOPs have taken in other arms, and compiling as long as there.
-
-  Args:
-    flops: name of an arm -> those of a token.
-    runs: how many an arm has.
-  """
-
-  def __init__(self, flops: Mapping[str, float], runs: int):
-    self.flops = flops
-    self.left = dict.fromkeys(flops, runs)
-    self.total = runs * len(flops)
-    self.took = {}  # seconds of a run
-    self.compiled = {}  # seconds of an arm
-
-  def done(self, name: str, runs: int, seconds=None, compiling=0.0):
-    """runs of an arm are done; in seconds, where they were trained now."""
-    self.left[name] -= runs
-    if seconds is not None:
-      self.took[name] = max(0.0, seconds - compiling) / runs
-      self.compiled.setdefault(name, compiling)
-
-  def seconds(self) -> float | None:
-    """Of what is left; None before anything was trained."""
-    if not self.took:
-      return None
-    flops = sum(self.flops[name] for name in self.took)
-    unit = sum(self.took.values()) / flops
-    compiling = sum(self.compiled.values()) / len(self.compiled)
-    return sum(
-      left * self.took[name]
-      if name in self.took
-      else left * unit * self.flops[name] + compiling * bool(left)
-      for name, left in self.left.items()
-    )
-
-  @property
-  def place(self) -> str:
-    left = sum(self.left.values())
-    return f"run {self.total - left + 1} of {self.total}"
-
-  def __str__(self):
-    seconds = self.seconds()
-    time_left = "" if seconds is None else f", about {span(seconds)} left"
-    return self.place + time_left
-
-
-def span(seconds: float) -> str:
-  """In the largest unit of which there is about one."""
-  for unit, size, digits in (("d", 86_400, 1), ("h", 3600, 1), ("min", 60, 0)):
-    if seconds >= 0.95 * size:
-      return f"{seconds / size:.{digits}f} {unit}"
-  return f"{seconds:.0f} s"
+def pairs(group) -> str:
+  return ", ".join(f"seed {seed} lr {rate(lr)}" for seed, lr in group)
 
 
 def whole(file, cfg) -> dict:
@@ -269,11 +217,14 @@ class Comparison:
     path: the workdir, created or gone on with.
     say: prints a line.
     together: how many replicates one program trains; 0 for one on a CPU,
-      which gains nothing from more, and all of a phase elsewhere.
+      which gains nothing from more, and where each chip has runs of its own;
+      all of a phase elsewhere.
     keep: whose checkpoints stay once a run is scored: of none, of every arm's
       first seed ("one"), of all.
     old_code: whether runs that other code of an arm trained are kept.
     seconds: from now on, after which it stops as a signal stops it.
+    chips: of a platform each of which one process shall train on; None for
+      this process, on all devices it has.
 
   Raises:
     ValueError: before any data are loaded, where the workdir holds another.
@@ -290,6 +241,7 @@ class Comparison:
     keep="one",
     old_code=False,
     seconds=None,
+    chips: workers.Chips | None = None,
   ):
     if together < 0:
       raise ValueError(f"--together={together} must be at least 0")
@@ -302,7 +254,9 @@ class Comparison:
     self.code = {n: provenance.code(cfg.model) for n, cfg in configs.items()}
     self.origin = {"versions": platform.versions()}
     self.origin |= {"machine": platform.machine()}
-    alone = jax.default_backend() == "cpu"
+    self.chips = chips
+    self.compiled, self.counted, self.place = (None, {}), set(), ""
+    alone = chips or jax.default_backend() == "cpu"
     self.together = together or (1 if alone else max(plan.seeds, len(plan.lrs)))
     self.signals = loop.Signals(seconds)
     self.configs = loaded(configs, plan, say)
@@ -338,19 +292,43 @@ class Comparison:
       # arms, rates and seeds may be added later: each run has its own folder
       folder.record(self.plan.fixed, first.hash)
       self.show(arms)
-      self.clock = Clock(
+      self.planned = planned
+      hands = self.hands()
+      self.clock = schedule.Clock(
         {name: arm["flops_per_token"] for name, arm in arms.items()},
         len(self.plan.lrs) + self.plan.seeds,
+        hands.at_once,
       )
-      runs = []
+      searches = {name: self.search(name, arm) for name, arm in arms.items()}
       with self.signals:
-        for name, (_, data) in self.configs.items():
-          done = self.arm(name, planned[name], data, arms[name])
-          if done is None:
-            return None
-          runs += done
+        found = schedule.finish(
+          searches, self.parted, hands, self.begins, self.ends
+        )
+      if found is None:
+        return None
       self.say(self.kept())
-      return self.results(arms, runs, first)
+      return self.results(arms, sum(found.values(), []), first)
+
+  def hands(self):
+    """What trains: this process, or one for every chip."""
+    if not self.chips:
+      return schedule.Here(lambda job: self.trained(job, self.place))
+    most = -(-max(len(self.plan.lrs), self.plan.seeds) // self.together)
+    hands = workers.Pool(self, most * len(self.planned))
+    self.origin = hands.origin
+    return hands
+
+  @property
+  def fields(self) -> dict:
+    """What a worker makes its own of."""
+    return {
+      "configs": {name: cfg for name, (cfg, _) in self.configs.items()},
+      "plan": self.plan,
+      "path": self.path,
+      "together": self.together,
+      "keep": self.keep,
+      "old_code": self.old_code,
+    }
 
   def kept(self) -> str:
     """How much of the disk the workdir takes, and why."""
@@ -402,15 +380,11 @@ class Comparison:
         f"{name:20} {arm['params']:11,} {arm['params_embedding']:10,}  {its}"
       )
 
-  def arm(self, name, cfg, data, arm) -> list[dict] | None:
-    """Tunes and trains one arm; fills in its best rate."""
-    step = Step(cfg)
-    programs = {"step": step, "scorer": Scorer(step.model)}
-    plan = self.plan
-    grid = [(0, lr) for lr in plan.lrs]
-    tuned = self.several(name, cfg, data, programs, "tune", grid)
-    if tuned is None:
-      return None
+  def search(self, name, arm):
+    """Tunes one arm and trains its seeds, as train.schedule asks for it; fills
+    in its best rate."""
+    plan, (_, data) = self.plan, self.configs[name]
+    tuned = yield "tune", [(0, lr) for lr in plan.lrs]
     alive = [run for run in tuned if not run["diverged"]]
     arm["lr"], arm["lr_at_edge"] = None, False
     if not alive:
@@ -428,45 +402,78 @@ class Comparison:
         "a wider --lrs"
       )
     seeds = [(seed, arm["lr"]) for seed in range(1, plan.seeds + 1)]
-    final = self.several(name, cfg, data, programs, "final", seeds)
-    return None if final is None else tuned + final
+    return tuned + (yield "final", seeds)
 
-  def several(self, name, cfg, data, programs, phase, jobs):
-    """Runs of one arm, as many together as asked for; None if stopped."""
-    folder = self.path / "runs" / name
-    paths = {job: self.place(folder, phase, *job) for job in jobs}
-    # what is refused is refused before anything is trained beside it
+  def parted(self, name, phase, wanted):
+    """Those runs of an arm that are there, and groups of the others.
+
+    Raises:
+      ValueError: one that is there is not to be kept: see `finished`.
+    """
+    files = {job: self.file(name, phase, *job) for job in wanted}
     done = {
-      job: self.finished(paths[job] / RESULT, cfg, name)
-      for job in jobs
-      if (paths[job] / RESULT).exists()
+      job: self.finished(file, self.planned[name], name)
+      for job, file in files.items()
+      if file.exists()
     }
-    missing = [job for job in jobs if job not in done]
-    self.clock.done(name, len(done))
-    for i in range(0, len(missing), self.together):
-      group = missing[i : i + self.together]
-      path = paths[group[0]]
-      if len(group) > 1:
-        same = hashlib.sha256(repr(group).encode()).hexdigest()[:16]
-        path = folder / f"{phase}-together-{same}"
-      start = time.perf_counter()
-      code = self.begun(path, name)
-      found = self.train(name, cfg, data, programs, phase, group, path)
-      if found is None:
-        return None
-      found = [run | {"code": code} for run in found]
-      for job, run in zip(group, found, strict=True):
-        with workdir.writing(paths[job]):
-          paths[job].mkdir(parents=True, exist_ok=True)
-        workdir.replace(paths[job] / RESULT, json.dumps(run))
-        done[job] = self.finished(paths[job] / RESULT, cfg, name)
-      self.drop(path, phase, group)
-      compiling = sum(run["compile_seconds"] or 0 for run in found)
-      self.clock.done(name, len(group), time.perf_counter() - start, compiling)
-    return [done[job] for job in jobs]
+    new = {files[job] for job in done} - self.counted
+    self.counted |= new
+    self.clock.done(name, len(new))
+    missing = [job for job in wanted if job not in done]
+    starts = range(0, len(missing), self.together)
+    return done, [missing[i : i + self.together] for i in starts]
+
+  def begins(self, job):
+    what = pairs(job.group)
+    self.say(f"{self.clock}: {job.arm} {job.phase} {what}")
+    self.place = self.clock.place
+    self.clock.running += len(job.group)
+
+  def ends(self, job, took):
+    self.clock.running -= len(job.group)
+    self.counted |= {self.file(*job[:2], *one) for one in job.group}
+    self.clock.done(job.arm, len(job.group), *took)
+
+  def trained(self, job, place: str):
+    """Trains a job's runs and writes their results; what it took, or None if a
+    signal stopped it.
+
+    Args:
+      place: what the progress bar says first.
+    """
+    name, phase, group = job
+    files = [self.file(name, phase, *one) for one in group]
+    path = files[0].parent
+    if len(group) > 1:
+      same = hashlib.sha256(repr(list(group)).encode()).hexdigest()[:16]
+      path = path.with_name(f"{phase}-together-{same}")
+    start = time.perf_counter()
+    code = self.begun(path, name)
+    cfg, (_, data) = self.planned[name], self.configs[name]
+    programs = self.programs(name)
+    found = self.train(name, cfg, data, programs, phase, group, path, place)
+    if found is None:
+      return None
+    for file, run in zip(files, found, strict=True):
+      with workdir.writing(file.parent):
+        file.parent.mkdir(parents=True, exist_ok=True)
+      workdir.replace(file, json.dumps(run | {"code": code}))
+    self.drop(path, phase, group)
+    compiling = sum(run["compile_seconds"] or 0 for run in found)
+    return schedule.Took(time.perf_counter() - start, compiling)
+
+  def programs(self, name) -> dict:
+    """What an arm's runs are made with, compiled once; the last arm's stay."""
+    if self.compiled[0] != name:
+      step = Step(self.planned[name])
+      self.compiled = name, {"step": step, "scorer": Scorer(step.model)}
+    return self.compiled[1]
+
+  def file(self, name, phase, seed, lr) -> Path:
+    return self.folder(self.path / "runs" / name, phase, seed, lr) / RESULT
 
   @staticmethod
-  def place(folder, phase, seed, lr) -> Path:
+  def folder(folder, phase, seed, lr) -> Path:
     """A run's folder; once it was named by six digits of its rate."""
     path = folder / f"{phase}-seed{seed}-lr{rate(lr)}"
     old = folder / f"{phase}-seed{seed}-lr{lr:g}"
@@ -526,14 +533,12 @@ class Comparison:
         "delete it to train it again, or keep it with --old_code"
       )
 
-  def train(self, name, cfg, data, programs, phase, group, path):
+  def train(self, name, cfg, data, programs, phase, group, path, place):
     """Trains one group and scores it; None if a signal stopped it."""
     cfg = cfg.copy_and_resolve_references()
     with cfg.unlocked():
       cfg.train.seed, cfg.train.lr = group[0]
     together = None if len(group) == 1 else group
-    what = ", ".join(f"seed {seed} lr {rate(lr)}" for seed, lr in group)
-    self.say(f"{self.clock}: {name} {phase} {what}")
     common = {
       "arch": name,
       "phase": phase,
@@ -550,11 +555,11 @@ class Comparison:
         data,
         **programs,
         replicates=together,
-        label=self.clock.place,
+        label=place,
         signals=self.signals,
       )
     except loop.Diverged as error:
-      self.say(f"{name} {what} diverged: {error}")
+      self.say(f"{name} {pairs(group)} diverged: {error}")
       lost = dict.fromkeys(("nats", data.metric, "positions"))
       lost |= dict.fromkeys(TIMING)
       lost |= {"diverged": True, "curve": dict.fromkeys(CURVE, [])}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import arch
-from train import chips, compare, progress
+from train import chips, compare, progress, schedule
 from train.chips import CHIPS, GIB
 
 HEAD = (
@@ -159,7 +159,7 @@ class Sums:
     session = hours or session
     words = (
       f"training and compiling: {span(first, last)}, of it compiling "
-      f"{compare.span(compiling)} as it took here; "
+      f"{schedule.span(compiling)} as it took here; "
       f"{many(math.ceil(last / session), 'session')} of {session:g} h ({site})"
     )
     if week:
@@ -232,5 +232,5 @@ def cheaper(cfg, program: Program):
 
 def span(low: float, high: float) -> str:
   """Of two times in hours."""
-  first, last = compare.span(3600 * low), compare.span(3600 * high)
+  first, last = schedule.span(3600 * low), schedule.span(3600 * high)
   return last if first == last else f"{first} to {last}"
