@@ -14,6 +14,7 @@ what was saved; one whose parent is gone saves and ends.
 """
 
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -300,10 +301,9 @@ def main(descriptor: int):
     platform.setup(chips.kind)
     from train import compare
 
-    comparison = compare.Comparison(
-      **fields, say=lambda line: tell("say", line)
-    )
+    comparison = compare.Comparison(**fields, say=print)
     comparison.planned = work.planned
+    comparison.say = functools.partial(tell, "say")
     with comparison.signals:
       threading.Thread(target=listen, daemon=True).start()
       tell("origin", comparison.origin)
