@@ -246,6 +246,8 @@ def named_whole(name: str, text: str, least: int | None = None) -> int:
 def parse(argv, main) -> list[str]:
   """argv without its flags, which are set; what is wrong with them is raised.
 
+  Words after -- are another command's, and stay as they are.
+
   Args:
     main: the command's, beside which its flags are defined.
 
@@ -253,8 +255,9 @@ def parse(argv, main) -> list[str]:
     ValueError: one line.
     SystemExit: 0, where help was asked for, and printed.
   """
-  asked = any(word in HELP for word in argv[1:])
-  rest = [argv[0], *(word for word in argv[1:] if word not in HELP)]
+  end = argv.index("--") if "--" in argv else len(argv)
+  asked = any(word in HELP for word in argv[1:end])
+  rest = [argv[0], *(word for word in argv[1:end] if word not in HELP)]
   try:
     rest = plain(rest)
     if asked:
@@ -266,7 +269,7 @@ def parse(argv, main) -> list[str]:
   for name, flag in flags.FLAGS.flag_values_dict().items():
     if flag == "" and flags.FLAGS[name].default != "":
       raise ValueError(f"--{name}= is empty: {flags.FLAGS[name].help}")
-  return left
+  return [*left, *argv[end + 1 :]]
 
 
 def mended(error: str) -> str:

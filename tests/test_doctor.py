@@ -6,7 +6,7 @@ import sys
 import pytest
 from models import ROOT
 
-from train import doctor, platform
+from train import doctor, platform, sites
 
 
 @pytest.fixture
@@ -34,10 +34,10 @@ def machine(monkeypatch, tmp_path):
 
 
 def test_the_site_is_told_by_what_it_sets():
-  assert doctor.site({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}) == "Kaggle, batch"
-  told = doctor.site({"COLAB_RELEASE_TAG": "release-colab_20260819"})
+  assert sites.site({"KAGGLE_KERNEL_RUN_TYPE": "Batch"}) == "Kaggle, batch"
+  told = sites.site({"COLAB_RELEASE_TAG": "release-colab_20260819"})
   assert told == "Colab, release-colab_20260819"
-  assert "Linux" in doctor.site({})
+  assert "Linux" in sites.site({})
 
 
 def test_chips_are_found_by_pci_and_by_file(machine, tmp_path):

@@ -11,21 +11,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from train import cache, platform
+from train import cache, platform, sites
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LIBRARIES = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
 GAIN = 1.2  # of products, from which on a GPU shall compute in bfloat16
 GB = 1e9
-
-
-def site(env: Mapping[str, str] = os.environ) -> str:
-  """Colab, Kaggle, or this machine's system."""
-  if "KAGGLE_KERNEL_RUN_TYPE" in env:
-    return f"Kaggle, {env['KAGGLE_KERNEL_RUN_TYPE'].lower()}"
-  if "COLAB_RELEASE_TAG" in env:
-    return f"Colab, {env['COLAB_RELEASE_TAG']}"
-  return platform.host.platform()
 
 
 def chips() -> list[str]:
@@ -80,7 +71,7 @@ def disks() -> Iterator[str]:
 
 def before() -> Iterator[tuple[str, str]]:
   """What is known without JAX, as a word and what it is."""
-  yield "site", site()
+  yield "site", sites.site()
   accelerators = chips()
   yield "accelerators", "; ".join(accelerators) or "none"
   for name in hidden():
