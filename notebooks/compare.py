@@ -15,9 +15,9 @@
 # %% [markdown]
 # # Which small architecture is better, by how much, and is that noise?
 #
-# This notebook compares architectures of equal size on the same text, with the same
-# learning rates and several seeds, and ends with a leaderboard and a page. It is the
-# same on Colab, on Kaggle and on a machine of your own, and goes on where the last
+# This notebook trains architectures of equal size on the same text, with the same
+# learning rates and over several seeds, and ends with a leaderboard and a page. It is
+# the same on Colab, on Kaggle and on a machine of your own, and goes on where the last
 # session ended.
 #
 # **A free TPU.** Colab: *Runtime → Change runtime type → v5e-1 TPU*. Kaggle: *Settings →
@@ -34,7 +34,9 @@ DATA = "stdlib"  # or text:FILE, text:FOLDER, tfds:NAME
 DTYPE = "bfloat16"  # float32 on a CPU and on a T4
 HOURS = 8.5  # it stops then and saves; Kaggle ends a session after 9
 SMALL = False  # go on without a TPU or GPU, at a size for a CPU
-ADDRESS = ""  # of the lab's git repository, if this notebook was opened by itself
+ADDRESS = (
+  ""  # of the lab's git repository, if this notebook was opened by itself
+)
 NAME = "compare"  # of the folder that results go to
 MORE = ""  # other flags of launch.compare
 
@@ -43,6 +45,7 @@ MORE = ""  # other flags of launch.compare
 
 # %%
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,14 +55,17 @@ elif Path("lab/arch").is_dir():
   os.chdir("lab")
 elif not Path("arch").is_dir():
   if not ADDRESS:
-    raise ValueError("no lab is here: set ADDRESS to clone it")
-  # !git clone -q --depth=1 {ADDRESS} lab
+    raise ValueError("there is no lab here: set ADDRESS, to clone it")
+  subprocess.run(
+    ["git", "clone", "-q", "--depth=1", ADDRESS, "lab"], check=True
+  )
   os.chdir("lab")
 sys.path.insert(0, os.getcwd())
 from train import platform, sites
 
 if sites.missing():
-  # %pip install -q -e .
+  pip = [sys.executable, "-m", "pip", "install", "-q", "-e", "."]
+  subprocess.run(pip, check=True)
 
 # %%
 # !python -m launch.doctor
@@ -81,7 +87,8 @@ if sites.COLAB in os.environ:
   from google.colab import drive
 
   drive.mount("/content/drive")
-print(*sites.bring_back(), sep="\n")
+for line in sites.bring_back():
+  print(line)
 WORKDIR = sites.results() / NAME
 CHIPS = len(platform.tpu_chips())
 if CHIPS > 1:  # as on Kaggle: as many runs at the same time
@@ -105,7 +112,8 @@ page = WORKDIR / "report.html"
 if page.exists():
   display(Markdown((WORKDIR / "leaderboard.md").read_text()))
   source = html.escape(page.read_text())
-  display(HTML(f'<iframe srcdoc="{source}" width="100%" height="1200"></iframe>'))
+  frame = f'<iframe srcdoc="{source}" width="100%" height="1200"></iframe>'
+  display(HTML(f"<div>{frame}</div>"))
 else:
   print("not done yet: run the comparison again, now or in the next session")
 

@@ -21,7 +21,9 @@ def folder(tmp_path_factory):
   return path
 
 
-def comparison(path, text, chips, archs=("mingru", "shortconv"), say=None, **fields):
+def comparison(
+  path, text, chips, archs=("mingru", "shortconv"), say=None, **fields
+):
   plan = compare.Plan(
     **{
       "params": None,

@@ -1,10 +1,18 @@
-"""A progress bar: on a terminal, one that moves; in a file, a line a minute."""
+"""A progress bar: on a terminal, one that moves; in a file, a line a minute.
 
+A notebook gives its commands a terminal, and keeps all that they write there:
+the bar moves less often.
+"""
+
+import os
 import sys
 
 from tqdm import tqdm
 
 EVERY = 60.0  # seconds between the lines of a file
+MOVES = 0.5  # and between the moves of a bar
+KEPT = 10.0  # where each is kept
+NOTEBOOK = "JPY_PARENT_PID"  # which a kernel has, and what it starts
 DESCRIPTION = 28  # characters, which leave room for the rest in 80
 FORMAT = "{desc}: {n_fmt}/{total_fmt}, {remaining} left, {rate_fmt}{postfix}"
 
@@ -40,7 +48,7 @@ def bar(iterable=None, desc: str = "", **kwargs) -> tqdm:
       **kwargs,
       bar_format=FORMAT + " {bar}",
       dynamic_ncols=True,
-      mininterval=0.5,
+      mininterval=KEPT if NOTEBOOK in os.environ else MOVES,
     )
   return tqdm(
     **kwargs,
