@@ -250,12 +250,32 @@ def test_results_are_where_a_site_keeps_them(tmp_path):
   assert sites.results({}, tmp_path) == Path("runs")
 
 
-def test_what_is_there_is_not_brought_back(tmp_path):
+def test_programs_are_kept_beside_the_results(tmp_path):
+  kept = sites.programs(ON_KAGGLE, tmp_path)
+  assert kept == tmp_path / "kaggle/working/programs"
+  assert sites.programs({}, tmp_path) is None
+  write = writer(tmp_path)
+  write("input/a/programs/tpu/old", "a")
+  write("input/a/programs/tpu/both", "a")
+  write("input/a/runs/other/programs/tpu/a-runs-own", "a")
+  write("input/b/programs/tpu/both", "b")
+  write("working/programs/tpu/new", "new")
+  sites.bring_back(ON_KAGGLE, tmp_path)
+  found = {f.name: f.read_text() for f in (kept / "tpu").iterdir()}
+  assert found == {"old": "a", "both": "a", "new": "new"}
+
+
+def writer(folder):
   def write(name, text):
-    path = tmp_path / "kaggle" / name
+    path = folder / "kaggle" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 
+  return write
+
+
+def test_what_is_there_is_not_brought_back(tmp_path):
+  write = writer(tmp_path)
   write("input/a/runs/compare/runs/x/state", "old")
   write("input/a/runs/compare/later", "old")
   write("input/a/runs/other/state", "old")

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -355,7 +357,10 @@ def test_parameters_of_other_symbols_are_refused(
     )
 
 
-def test_stages_are_shown(text, never_stopped, tmp_path, capfd):
+def test_stages_are_shown(text, never_stopped, tmp_path, capfd, monkeypatch):
+  """And once how long it took to the first step."""
+  monkeypatch.setattr(loop, "started", False)
+  monkeypatch.setattr(loop.platform, "START", time.perf_counter() - 100)
   c, _, *_ = never_stopped
   c = c.copy_and_resolve_references()
   c.train.update(steps=1, warmup=0)
@@ -364,6 +369,9 @@ def test_stages_are_shown(text, never_stopped, tmp_path, capfd):
   assert "compiling" in shown and "scoring" in shown
   assert f"valid {result.scores[0].bits_per_byte:.4f}" in shown
   assert max(map(len, shown.splitlines())) <= 80
+  assert re.search(r"the first step was made after 1(\d\d)\.\d s, \d", shown)
+  loop.run(c, tmp_path / "again", text)
+  assert "the first step" not in capfd.readouterr().err
 
 
 def test_codes_are_those_of_the_training_text(text, tmp_path):

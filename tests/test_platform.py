@@ -221,6 +221,17 @@ def test_programs_are_kept_beside_the_data(tmp_path):
   assert folder.startswith(str(tmp_path)) if safe else folder == "None"
 
 
+def test_a_sites_programs_outlive_its_session(tmp_path):
+  program = f"""
+import pathlib
+from train import sites
+sites.programs = lambda: pathlib.Path({str(tmp_path)!r}, "kept")
+{CACHED}"""
+  done = python(program, JAX_COMPILATION_CACHE_DIR=None)
+  folder = done.stdout.strip()
+  assert folder == "None" or folder.startswith(str(tmp_path / "kept/cpu-"))
+
+
 def test_programs_are_kept_where_the_user_says(tmp_path):
   done = python(
     CACHED, LAB_CACHE=str(tmp_path), JAX_COMPILATION_CACHE_DIR="elsewhere"

@@ -7,6 +7,7 @@ to go on, and a run that was killed ends with the numbers of one that was not.
 
 import contextlib
 import dataclasses
+import sys
 import time
 from collections.abc import Sequence
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch import arrays
-from train import checkpoint, models, progress, rules, tokenizer
+from train import checkpoint, models, platform, progress, rules, tokenizer
 from train import metrics as metrics_lib
 from train.evaluate import Score, Scorer
 from train.metrics import Metrics
@@ -25,6 +26,7 @@ from train.step import Step, overwrite
 from train.workdir import Workdir
 
 resolve = rules.resolve
+started = False  # whether this process has made a step
 
 
 class Diverged(ValueError):
@@ -310,8 +312,21 @@ class Run:
       jax.block_until_ready(self.state)
       if self.step.train._cache_size() > cached:
         self.compile_seconds = time.perf_counter() - before
+        self.tell_start()
       self.clock.start()
     return metrics
+
+  def tell_start(self):
+    """How long a command took to its first step, once."""
+    global started
+    if not started:
+      started = True
+      all_ = time.perf_counter() - platform.START
+      self.bar.write(
+        f"the first step was made after {all_:.1f} s, "
+        f"{self.compile_seconds:.1f} s of them compiling it",
+        file=sys.stderr,
+      )
 
   def record(self, n: int, found: dict, saved: bool = False):
     """Logs step n, whose metrics are done or nearly so; always where it is

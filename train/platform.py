@@ -13,7 +13,8 @@ can:
     and so is a CPU where there is an accelerator that JAX does not see;
   on a CPU, sums are not given to YNNPACK by a jaxlib that does so wrongly;
   programs that took a second to compile are kept for the next start: 17 s ->
-    1 s for a small Mamba-2, with the same bits in its results.
+    1 s for a small Mamba-2, with the same bits in its results; on Colab and
+    Kaggle beside the results, for the next session.
 
 Raises ValueError, one line, for all that is refused.
 """
@@ -33,6 +34,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+START = time.perf_counter()  # of the process, but for Python's own
 PLATFORMS = ("cpu", "gpu", "tpu")
 DEVICES = {
   # not /dev/accel/, which is of neural processors; vfio is of whatever a
@@ -194,7 +196,7 @@ def keep_programs(backend: str):
   """
   import jax
 
-  from train import cache
+  from train import cache, sites
 
   if jax.config.jax_compilation_cache_dir:
     return
@@ -204,7 +206,7 @@ def keep_programs(backend: str):
       return
     # a home folder may be shared by machines of other instruction sets
     name += "-" + hashlib.sha256("".join(cpu("flags")).encode()).hexdigest()[:8]
-  folder = cache.root() / "programs" / name
+  folder = (sites.programs() or cache.root() / sites.PROGRAMS) / name
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except OSError:

@@ -16,7 +16,7 @@ from pathlib import Path
 from train import platform
 
 KAGGLE, COLAB = "KAGGLE_KERNEL_RUN_TYPE", "COLAB_RELEASE_TAG"  # set by each
-RUNS = "runs"
+RUNS, PROGRAMS = "runs", "programs"
 
 
 def site(env: Mapping[str, str] = os.environ) -> str:
@@ -38,11 +38,19 @@ def results(env: Mapping[str, str] = os.environ, root="/") -> Path:
   return Path(RUNS)
 
 
+def programs(env: Mapping[str, str] = os.environ, root="/") -> Path | None:
+  """Where compiled programs outlive a session: beside the results, at a site
+  that keeps these alone; None elsewhere."""
+  kept = results(env, root)
+  return kept.parent / PROGRAMS if kept.is_absolute() else None
+
+
 def bring_back(env: Mapping[str, str] = os.environ, root="/") -> list[str]:
   """Copies what an earlier version left to `results`; says what, in lines.
 
-  What has a name that is there already stays as it is, and is not mixed with.
-  Only Kaggle has such inputs: elsewhere nothing is done.
+  What has a name that is there already stays as it is, and is not mixed with,
+  but for compiled programs, each of which is a file of its own. Only Kaggle has
+  such inputs: elsewhere nothing is done.
 
   Raises:
     ValueError: two inputs have a run of one name.
@@ -50,7 +58,7 @@ def bring_back(env: Mapping[str, str] = os.environ, root="/") -> list[str]:
   if KAGGLE not in env:
     return []
   found = {}
-  for folder in earlier(root):
+  for folder in earlier(root, RUNS):
     for path in sorted(folder.iterdir()):
       if path.name in found:
         raise ValueError(
@@ -65,16 +73,21 @@ def bring_back(env: Mapping[str, str] = os.environ, root="/") -> list[str]:
       said.append(f"{there} is there already: {path} was left")
     else:
       said.append(f"{there} is brought back: {copy(path, there)} files")
+  for folder in earlier(root, PROGRAMS):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+      there = programs(env, root) / path.relative_to(folder)
+      if not there.exists():
+        copy(path, there)
   return said
 
 
-def earlier(root="/") -> Iterator[Path]:
-  """Folders of results in the inputs, and none that lie in one."""
+def earlier(root, name: str) -> Iterator[Path]:
+  """Folders of that name in the inputs, and none that lie in results."""
   for folder, names, _ in os.walk(Path(root, "kaggle/input")):
     names.sort()
-    if RUNS in names:
-      names.remove(RUNS)
-      yield Path(folder, RUNS)
+    if name in names:
+      yield Path(folder, name)
+    names[:] = [n for n in names if n not in (RUNS, PROGRAMS)]
 
 
 def copy(path: Path, to: Path) -> int:
@@ -84,6 +97,7 @@ def copy(path: Path, to: Path) -> int:
   """
   new = to.with_name(f"{to.name}.new")
   shutil.rmtree(new, ignore_errors=True)  # of a copy that was cut short
+  to.parent.mkdir(parents=True, exist_ok=True)
   files = [path, *path.rglob("*")]
   files = [file for file in files if file.is_file()]
   for file in files:
