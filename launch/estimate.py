@@ -41,6 +41,7 @@ def main(argv):
     plan,
     CHIP.value,
     together=compare.TOGETHER.value,
+    processes=compare.CHIPS.value,
     hours=HOURS.value,
     say=command.say,
   )

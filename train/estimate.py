@@ -55,23 +55,45 @@ def programs(plan, together: int) -> list[Program]:
 
 
 def comparison(
-  configs: Mapping, plan, name: str, *, together=0, hours=None, say
+  configs: Mapping,
+  plan,
+  name: str,
+  *,
+  together=0,
+  processes=0,
+  hours=None,
+  say,
 ) -> Iterator[str]:
   """The lines of a table, a program's as soon as it is known.
 
   Args:
     name: of CHIPS.
-    together: how many runs a program trains at once; 0 for all of a phase.
+    together: how many runs a program trains at once; 0 for all of a phase, or
+      for one where each chip has runs of its own.
+    processes: as many as train runs at the same time, each on one chip; 0 for
+      one process on all chips.
     hours: of a session; None for the site's.
+
+  Raises:
+    ValueError: more processes than chips.
   """
   chip = CHIPS[name]
   devices = chips.devices(chip)
+  if processes > len(devices):
+    raise ValueError(
+      f"--chips={processes}, but {name} has {many(len(devices), 'chip')}"
+    )
+  where, at_once, apart = many(len(devices), "chip"), 1, 1
+  if processes:
+    devices, together = devices[:1], together or 1
+    apart = -(-max(len(plan.lrs), plan.seeds) // together)
+    at_once = min(processes, apart * len(configs))
+    where = f"{many(at_once, 'process')} with a chip each"
   arms = compare.loaded(configs, plan, say)
   plan = compare.lengthened(plan, next(iter(arms.values()))[1])
   planned = compare.sized(arms, plan)
   yield (
-    f"{name}: {many(len(devices), 'chip')} of {chip.memory / GIB:g} GiB, by "
-    f"{chips.libraries()}"
+    f"{name}: {where} of {chip.memory / GIB:g} GiB, by {chips.libraries()}"
   )
   errors = chips.errors(chip, devices)
   told = ", ".join(f"{error:.2f} for {what}" for what, error in errors.items())
@@ -80,7 +102,7 @@ def comparison(
     f"{many(plan.steps, 'step')} of {plan.batch:,} x {plan.length:,} tokens\n\n"
     f"{HEAD}\n{'-' * len(HEAD)}"
   )
-  sums, known = Sums(max(errors.values())), {}
+  sums, known = Sums(max(errors.values()), at_once, apart), {}
   each = [
     (arm, cfg, program)
     for arm, cfg in planned.items()
@@ -108,7 +130,8 @@ def comparison(
 
 
 def many(n: int, what: str) -> str:
-  return f"{n:,} {what}{'s' * (n != 1)}"
+  plural = "es" if what.endswith("s") else "s"
+  return f"{n:,} {what}{plural * (n != 1)}"
 
 
 def tokens(cfg) -> int:
@@ -124,10 +147,13 @@ class Sums:
     expected: seconds of steps; compiled: those of compiling each program.
     flags: with which some fit; unfit: arms that do not fit at all.
     uncounted: instructions without cycles in a step, the most of a program.
+    at_once: processes that share the runs; apart: how many of an arm's they
+      train at a time, each of which compiles.
   """
 
-  def __init__(self, far: float):
+  def __init__(self, far: float, at_once: int = 1, apart: int = 1):
     self.far, self.expected, self.compiled = far, 0.0, {}
+    self.at_once, self.apart = at_once, apart
     self.flags, self.unfit, self.uncounted = {}, [], {}
 
   def add(self, key, flags: str, cost: chips.Cost, steps: int):
@@ -152,9 +178,10 @@ class Sums:
       yield f"without {', '.join(dict.fromkeys(self.unfit))}:"
     if not self.expected:
       return
-    compiling = sum(self.compiled.values())
+    compiling = sum(self.compiled.values()) * self.apart / self.at_once
     first, last = (
-      (t + compiling) / 3600 for t in (self.expected / self.far, self.expected)
+      (t / self.at_once + compiling) / 3600
+      for t in (self.expected / self.far, self.expected)
     )
     session = hours or session
     words = (
