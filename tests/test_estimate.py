@@ -202,20 +202,27 @@ def test_what_cannot_compile_for_a_tpu_is_one_line(monkeypatch):
 @pytest.fixture
 def lines(monkeypatch, tmp_path):
   """The table of two arms whose steps cost what a function says."""
-  monkeypatch.setattr(chips, "devices", lambda chip: [None])
+  monkeypatch.setattr(chips, "devices", lambda chip: [None] * 8)
   monkeypatch.setattr(chips, "libraries", lambda: "no library")
   errors = {"a product": 1.25, "a sum": 2.0}
   monkeypatch.setattr(chips, "errors", lambda *args: errors)
   (tmp_path / "book.txt").write_text("to be or not to be\n" * 600)
   budget = dict(params=None, tokens=36_000, length=16, batch=4)
 
-  def table(step, together=0, **fields):
+  def table(step, together=0, processes=0, **fields):
     monkeypatch.setattr(chips, "step", step)
     data = f"text:{tmp_path / 'book.txt'}"
     plan = Plan(data=data, **budget, **fields)
     arms = configs.several(["attention", "lru"], plan.settings)
     return list(
-      estimate.comparison(arms, plan, "v5e-1", together=together, say=print)
+      estimate.comparison(
+        arms,
+        plan,
+        "v5e-1",
+        together=together,
+        processes=processes,
+        say=print,
+      )
     )
 
   return table
@@ -291,6 +298,23 @@ def test_runs_that_are_left_over_are_a_program_of_their_own(lines):
   assert seen == [(3, False), (4, True), (0, False)] * 2
   # three times 563 steps of a second, or half of it, and a minute, of two arms
   assert "training and compiling: 34 min to 1.0 h" in found[-1], found[-1]
+
+
+def test_chips_of_their_own_share_the_runs(lines):
+  def step(cfg, chip, devices, replicates, own):
+    assert (len(devices), replicates, own) == (1, 0, False)
+    return Cost(2.0, GIB, 90.0, {})
+
+  found = lines(step, seeds=3, processes=8)
+  # at most two arms' three runs at the same time
+  assert found[0].startswith("v5e-1: 6 processes with a chip each of 15.75 GiB")
+  # twelve runs of 563 steps of 2 s, or of half of it, on six chips; each chip
+  # compiles once
+  assert found[-1].startswith(
+    "training and compiling: 20 min to 39 min, of it compiling 2 min"
+  )
+  with pytest.raises(ValueError, match="--chips=9, but v5e-1 has 8 chips"):
+    lines(step, processes=9)
 
 
 def test_nothing_fits_where_steps_have_parts(lines):
