@@ -154,7 +154,8 @@ def get_config(size="small"):
 # A first look: at least 10 tokens a parameter say more.
 
 # %%
-# !python -m launch.compare --archs={ARCHS} --params={PARAMS} --tokens={TOKENS} --lrs=3e-3,1e-2 --seeds=2 --workdir=runs/{NAME} {MORE}
+# !python -m launch.compare --archs={ARCHS} --params={PARAMS} --tokens={TOKENS} \
+#   --lrs=3e-3,1e-2 --seeds=2 --workdir=runs/{NAME} {MORE}
 
 # %%
 import html

@@ -101,7 +101,8 @@ if CHIPS > 1:  # as on Kaggle: as many runs at the same time
 # the time or by the site, the same cell goes on.
 
 # %%
-# !python -m launch.compare --archs={ARCHS} --params={PARAMS} --tokens={TOKENS} --data={DATA} --dtype={DTYPE} --until={HOURS}h --workdir={WORKDIR} {MORE}
+# !python -m launch.compare --archs={ARCHS} --params={PARAMS} --tokens={TOKENS} \
+#   --data={DATA} --dtype={DTYPE} --until={HOURS}h --workdir={WORKDIR} {MORE}
 
 # %%
 import html

@@ -92,7 +92,9 @@ for line in sites.bring_back():
 WORKDIR = sites.results() / NAME
 
 # %%
-# !python -m launch.train --config={CONFIG} --config.data.name={DATA} --config.train.steps={STEPS} --config.model.dtype={DTYPE} --until={HOURS}h --workdir={WORKDIR} {MORE}
+# !python -m launch.train --config={CONFIG} --config.data.name={DATA} \
+#   --config.train.steps={STEPS} --config.model.dtype={DTYPE} \
+#   --until={HOURS}h --workdir={WORKDIR} {MORE}
 
 # %%
 import json

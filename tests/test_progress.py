@@ -46,11 +46,22 @@ def test_a_file_is_not_filled(monkeypatch):
   assert len(out.getvalue().splitlines()) <= 2
 
 
-def test_a_terminal_gets_one_line(monkeypatch):
-  class Terminal(io.StringIO):
-    def isatty(self):
-      return True
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
 
+
+def test_a_notebook_is_a_file(monkeypatch):
+  out = Terminal()
+  monkeypatch.setattr(sys, "stderr", out)
+  monkeypatch.setenv(progress.NOTEBOOK, "7")
+  for _ in progress.bar(range(10), "run"):
+    pass
+  assert "\r" not in out.getvalue() and "run: 10/10" in out.getvalue()
+
+
+def test_a_terminal_gets_one_line(monkeypatch):
+  monkeypatch.delenv(progress.NOTEBOOK, raising=False)
   out = Terminal()
   monkeypatch.setattr(sys, "stderr", out)
   for _ in progress.bar(range(10), "run"):

@@ -1,7 +1,7 @@
 """A progress bar: on a terminal, one that moves; in a file, a line a minute.
 
-A notebook gives its commands a terminal, and keeps all that they write there:
-the bar moves less often.
+A notebook, which gives its commands a terminal but keeps all that they write
+there, is a file.
 """
 
 import os
@@ -10,8 +10,6 @@ import sys
 from tqdm import tqdm
 
 EVERY = 60.0  # seconds between the lines of a file
-MOVES = 0.5  # and between the moves of a bar
-KEPT = 10.0  # where each is kept
 NOTEBOOK = "JPY_PARENT_PID"  # which a kernel has, and what it starts
 DESCRIPTION = 28  # characters, which leave room for the rest in 80
 FORMAT = "{desc}: {n_fmt}/{total_fmt}, {remaining} left, {rate_fmt}{postfix}"
@@ -43,12 +41,12 @@ def short(text: str, size: int) -> str:
 def bar(iterable=None, desc: str = "", **kwargs) -> tqdm:
   """tqdm(...) on stderr, readable in 80 columns."""
   kwargs |= {"iterable": iterable, "desc": short(desc, DESCRIPTION)}
-  if sys.stderr.isatty():
+  if sys.stderr.isatty() and NOTEBOOK not in os.environ:
     return tqdm(
       **kwargs,
       bar_format=FORMAT + " {bar}",
       dynamic_ncols=True,
-      mininterval=KEPT if NOTEBOOK in os.environ else MOVES,
+      mininterval=0.5,
     )
   return tqdm(
     **kwargs,
