@@ -130,8 +130,7 @@ class Worker:
       return None
 
   def end(self):
-    """Has it save, and waits for that."""
-    self.connection.close()
+    """Waits for one whose connection is closed to have saved."""
     try:
       self.process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
@@ -188,7 +187,7 @@ class Pool:
 
   def __exit__(self, *_):
     for worker in self.workers:
-      worker.process.terminate()
+      worker.connection.close()  # has it save and end
     for worker in self.workers:
       worker.end()
 
@@ -291,7 +290,8 @@ def main(descriptor: int):
       while True:
         jobs.put(parent.recv())
     jobs.put(None)
-    os.kill(os.getpid(), signal.SIGTERM)  # what runs is saved
+    if not comparison.signals.name:  # a second one would not wait for a save
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def tell(kind, value=None):
     with contextlib.suppress(OSError):  # nobody is left to hear it
