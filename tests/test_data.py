@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from train import builders, corpus, data, tokenizer
+from train import builders, corpus, data, sources, tokenizer
 
 TEXT = "".join(f"x{i} = {i * i} # line ☃ {i}\n" for i in range(400)).encode()
 
@@ -782,13 +782,13 @@ def test_needs_tensorflow(tfds_folder, monkeypatch):
   ],
 )
 def test_tfds_splits(known, slices):
-  found = corpus._slices("tfds:a", known)
+  found = sources._slices("tfds:a", known)
   assert [found.get(split) for split in corpus.SPLITS] == slices
 
 
 def test_tfds_without_train():
   with pytest.raises(ValueError, match="no split 'train'; it has all"):
-    corpus._slices("tfds:a", ["all"])
+    sources._slices("tfds:a", ["all"])
 
 
 def test_tfds_without_text(tfds_folder):

@@ -28,7 +28,7 @@ from absl import logging
 
 from arch.config import closest
 from arch.lm import configure
-from train import cache, corpus, tasks, tokenizer
+from train import cache, corpus, sources, tasks, tokenizer
 from train.corpus import Progress, Split
 
 KNOWN = ("stdlib", "text:PATH", "bytes:PATH", "tfds:NAME[/CONFIG]")
@@ -43,7 +43,7 @@ class Config:
   """Which data.
 
   Attributes:
-    name: stdlib, text:PATH, bytes:PATH, tfds:NAME[/CONFIG] (see train.corpus)
+    name: stdlib, text:PATH, bytes:PATH, tfds:NAME[/CONFIG] (see train.sources)
       or task:NAME, which may be followed by fields of the task's own Config:
       task:mqar,vocab=128,pairs=8.
     tokenizer: of text: bytes or bpe.
@@ -86,11 +86,11 @@ def load(
     name, _, fields = rest.partition(",")
     return Task(name, _fields(cfg.name, fields))
   if cfg.name == "stdlib":
-    source = corpus.from_stdlib(progress)
+    source = sources.from_stdlib(progress)
   elif kind in ("text", "bytes") and rest:
-    source = corpus.from_path(rest, kind == "bytes", progress)
+    source = sources.from_path(rest, kind == "bytes", progress)
   elif kind == "tfds" and rest:
-    source = corpus.from_tfds(rest, progress)
+    source = sources.from_tfds(rest, progress)
   else:
     if os.path.exists(os.path.expanduser(cfg.name)):
       raise ValueError(
