@@ -38,11 +38,11 @@ def test_bpe_takes_long_text_in_pieces(monkeypatch):
   assert any(b"\n\n" in piece for piece in bpe.pieces)
   monkeypatch.setattr(tokenizer, "PIECE", 1)
   monkeypatch.setattr(tokenizer, "BATCH", 5)
-  assert len(list(tokenizer._cut(text.decode(), bpe.seam))) > 30
+  assert len(list(tokenizer._cut([text.decode()], bpe.seam))) > 30
   np.testing.assert_array_equal(bpe.encode(text), ids)
   split = corpus.Split.of([text, text[:50], b"\n\n"])
-  ids, first = bpe.encode_all(split)
-  parts = np.split(ids, np.flatnonzero(first))[1:]
+  ids, starts = bpe.encode_all(split)
+  parts = np.split(ids, starts)[1:]
   assert [*map(bpe.decode, parts)] == [text, text[:50], b"\n\n"]
 
 
@@ -109,7 +109,7 @@ def test_a_published_bpe_is_cut_where_no_symbol_changes(published, monkeypatch):
   text = "hello.\nworld;\nabc\nab\n\naab x\nab"
   whole = published.encode(text, add_special_tokens=False).ids
   monkeypatch.setattr(tokenizer, "PIECE", 1)
-  assert len(list(tokenizer._cut(text, bpe.seam))) == 3
+  assert len(list(tokenizer._cut([text], bpe.seam))) == 3
   assert bpe.encode(text.encode()).tolist() == whole
 
 
@@ -308,12 +308,12 @@ def test_symbols_are_numbered_by_frequency():
   split = Split.of([text, b"aab"])
   learnt = tokenizer.BPE.train(split.documents(), 290)
   found = learnt.by_frequency(split)
-  ids, first = found.encode_all(split)
+  ids, starts = found.encode_all(split)
   counts = np.bincount(ids, minlength=found.vocab)
   assert np.all(np.diff(counts) <= 0) and counts[0] > counts[4] > 0
   assert sorted(found.pieces) == sorted(learnt.pieces)
-  before, same_first = learnt.encode_all(split)
-  assert np.any(before != ids) and np.array_equal(first, same_first)
+  before, same_starts = learnt.encode_all(split)
+  assert np.any(before != ids) and np.array_equal(starts, same_starts)
   assert [found.pieces[i] for i in ids] == [learnt.pieces[i] for i in before]
   assert found.by_frequency(split).text == found.text
 

@@ -21,6 +21,8 @@ the cache cannot be written.
 """
 
 import contextlib
+import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -29,11 +31,10 @@ import re
 import textwrap
 from collections.abc import Iterable
 
-import numpy as np
-
 from arch.config import closest
 from train import cache, files
-from train.corpus import Corpus, Progress, Split, complete
+from train.corpus import Corpus, Progress, Source, prepared
+from train.files import Piece
 
 FORMAT = "array_record"  # of TFDS's, the one that needs no TensorFlow
 TFDS = {"train": "train", "valid": "validation", "test": "test"}
@@ -45,7 +46,6 @@ CALLED = {
 }
 SHARD = r"(-\d+-of-\d+)?"
 OPTION = re.compile(r"(.*),(field|valid)=([^,]+)", re.DOTALL)
-LARGE = 1 << 26  # bytes that take more than a moment to read
 
 
 def from_stdlib(progress: Progress) -> Corpus:
@@ -66,7 +66,8 @@ def from_stdlib(progress: Progress) -> Corpus:
 
   folder = cache.kept(f"stdlib-{digest.hexdigest()[:32]}", fill, progress)
   builder = builders.Stdlib(data_dir=folder)
-  return Corpus.of("stdlib", _records(builder, "text", TFDS, progress), "")
+  parts = {k: [_records(builder, "text", v)] for k, v in TFDS.items()}
+  return prepared("stdlib", parts, False, progress)
 
 
 def from_path(given: str, plain: bool, progress: Progress) -> Corpus:
@@ -82,44 +83,49 @@ def from_path(given: str, plain: bool, progress: Progress) -> Corpus:
   if not place:
     raise ValueError(f"{name} names no file: write it after the colon")
   path = pathlib.Path(os.path.expanduser(place))
-
-  def read(file):
-    if (size := file.stat().st_size) > LARGE:
-      progress(f"reading {file}: {size / 1e6:.0f} MB")
-    return files.documents(file, field, plain)
-
-  names, unread = None, ""
   if not path.is_dir():
-    parts = {"train": read(files.find(path))}
-  else:
-    found = files.within(path, plain)
-    if not found:
-      raise ValueError(
-        f"{path} holds no {', '.join(files.ENDINGS)} (nor .gz, .xz of one)"
-      )
-    called = _called(path, found)
-    if not called:
-      each = [
-        (f.relative_to(path).as_posix(), d) for f in found for d in read(f)
-      ]
-      parts = {"train": [document for _, document in each]}
-      if len(each) == len(found):
-        names = [name.encode() for name, document in each if document]
-    elif "train" not in called:
-      raise ValueError(
-        f"{path} has no train.txt (nor .jsonl, .parquet), only "
-        f"{', '.join(f.name for those in called.values() for f in those)}"
-      )
-    else:
-      parts = {k: [d for f in v for d in read(f)] for k, v in called.items()}
-      used = {file for those in called.values() for file in those}
-      others = [str(f.relative_to(path)) for f in found if f not in used]
-      if others:
-        some = textwrap.shorten(", ".join(others), 100)
-        unread = f"{len(others)} other files of the folder are not read: {some}"
-  made = {key: Split.of(documents) for key, documents in parts.items()}
-  splits, note = complete(name, made, one, names)
-  return Corpus.of(name, splits, "; ".join(filter(None, [note, unread])))
+    file = files.find(path)
+    parts = {"train": [_file(file, file.name, field, plain)]}
+    return prepared(name, parts, one, progress)
+  found = files.within(path, plain)
+  if not found:
+    raise ValueError(
+      f"{path} holds no {', '.join(files.ENDINGS)} (nor .gz, .xz of one)"
+    )
+  called = _called(path, found)
+  if called and "train" not in called:
+    raise ValueError(
+      f"{path} has no train.txt (nor .jsonl, .parquet), only "
+      f"{', '.join(f.name for those in called.values() for f in those)}"
+    )
+  parts = {
+    key: [
+      _file(file, file.relative_to(path).as_posix(), field, plain)
+      for file in those
+    ]
+    for key, those in (called or {"train": found}).items()
+  }
+  made = prepared(name, parts, one, progress, by_name=not called)
+  used = {file for those in called.values() for file in those}
+  others = [str(f.relative_to(path)) for f in found if f not in used]
+  if not called or not others:
+    return made
+  some = textwrap.shorten(", ".join(others), 100)
+  unread = f"{len(others)} other files of the folder are not read: {some}"
+  note = "; ".join(filter(None, [made.note, unread]))
+  return dataclasses.replace(made, note=note)
+
+
+def _file(
+  path: pathlib.Path, name: str, field: str | None, plain: bool
+) -> Source:
+  def stamp():
+    now = path.stat()
+    its = path.resolve(), now.st_size, now.st_mtime_ns, now.st_ino
+    return repr((*map(str, its), name, field, plain))
+
+  read = functools.partial(files.read, path, field, plain)
+  return Source(name, path.stat().st_size, stamp, read)
 
 
 def _options(given: str) -> tuple[str, str | None, bool]:
@@ -183,8 +189,8 @@ def from_tfds(given: str, progress: Progress) -> Corpus:
       f"TensorFlow; TFDS_DATA_DIR can name another folder, for {FORMAT}"
     )
   slices = _slices(name, builder.info.splits)
-  parts = _records(builder, field, slices, progress)
-  return Corpus.of(name, *complete(name, parts, one))
+  parts = {k: [_records(builder, field, v)] for k, v in slices.items()}
+  return prepared(name, parts, one, progress)
 
 
 def _builder(given: str):
@@ -248,27 +254,17 @@ def _prepare(builder):
     ) from error
 
 
-def _records(
-  builder, field: str, names: dict[str, str], progress: Progress
-) -> dict[str, Split]:
-  """The field of every record as splits, read once and kept as arrays."""
-  info = (builder.data_path / "dataset_info.json").read_bytes()
-  key = f"{builder.data_path} {field} {names}".encode() + info
+def _records(builder, field: str, split: str) -> Source:
+  """The field of every record of a split of TFDS, a document each."""
+  info = (builder.data_path / "dataset_info.json").read_text()
+  size = int(builder.info.splits[split].num_bytes)
 
-  def fill(folder):
-    for split, source in names.items():
-      with _told(f"{builder.data_path} cannot be read; remove it if damaged"):
-        records = builder.as_data_source(source)
-        made = Split.of(record[field] for record in records)
-      np.save(folder / f"{split}.bytes.npy", made.bytes)
-      np.save(folder / f"{split}.first.npy", made.first)
+  def read(place):
+    with _told(f"{builder.data_path} cannot be read; remove it if damaged"):
+      records = builder.as_data_source(split)
+      for number in range(place[1], len(records)):
+        done = size * (number + 1) // len(records)
+        yield Piece(records[number][field], True, (0, number + 1), done)
 
-  digest = hashlib.sha256(key).hexdigest()
-  folder = cache.kept(f"bytes-{digest[:32]}", fill, progress)
-  return {
-    split: Split(
-      np.load(folder / f"{split}.bytes.npy", mmap_mode="r"),
-      np.load(folder / f"{split}.first.npy", mmap_mode="r"),
-    )
-    for split in names
-  }
+  stamp = repr((str(builder.data_path), field, split, info))
+  return Source(split, size, lambda: stamp, read)
