@@ -194,7 +194,7 @@ class BPE:
     return f"the BPE {why}; the tokenizer 'bytes' takes any text"
 
   def decode(self, ids: Iterable[int]) -> bytes:
-    return b"".join(self.pieces[i] for i in ids)
+    return b"".join(map(self.pieces.__getitem__, ids))
 
   def save(self, path: pathlib.Path):
     """ValueError where a trained run has another."""
