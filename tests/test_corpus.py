@@ -80,6 +80,10 @@ FORMER = {
   "documents": (DOCS, "", "f6e4ff0e51230b14", "ae246dd442d354b2"),
   "documents, one": (DOCS, ONE, "3cea57b451058482", "6cb627f9a2ce7931"),
   "mixed": (MIXED, "", "5e7c041d97e306c0", "53f19e14ea1fd4a6"),
+  "named, unequal": (
+    {f"{i}.jsonl": lines([s]) for i, s in enumerate(STORIES[:60])},
+    *("", "deb1d9fee888106a", "167d1b67620130c8"),
+  ),
   "few": (FEW, "", "44704b3f5bbb7d4f", "ff22a9483cdbe798"),
   "few, one": (FEW, ONE, "e71c1ea4e5c013e7", "1e4cb6d4f8df7bdb"),
   "held": (HELD, "", "b3e95badc50e073d", "b3e95badc50e073d"),
@@ -311,6 +315,35 @@ def test_a_full_disk_leaves_nothing_that_is_taken_for_whole(
   assert all(p.name.startswith("making-") for p in root.iterdir())
   assert data.load({"name": given}).hash[:16] == FORMER["lines"][2]
   assert [p.name[:5] for p in root.iterdir()] == ["text-"]
+
+
+def test_a_preparation_killed_at_its_end_reads_nothing_again(
+  tmp_path, tiny, monkeypatch
+):
+  given = named(tmp_path, "documents, one")
+
+  def stop(*_):
+    raise Killed
+
+  with monkeypatch.context() as patch:
+    patch.setattr(cache, "_seal", stop)
+    with pytest.raises(Killed):
+      data.load({"name": given})
+  monkeypatch.setattr(files, "read", stop)
+  monkeypatch.setattr(corpus.Corpus, "of", stop)
+  assert data.load({"name": given}).hash[:16] == FORMER["documents, one"][2]
+
+
+def test_a_file_that_cannot_be_read_is_no_fault_of_the_cache(
+  tmp_path, tiny, monkeypatch
+):
+  def closed(path, mode):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  given = named(tmp_path, "text")
+  monkeypatch.setattr(files, "open", closed, raising=False)
+  with pytest.raises(ValueError, match="a.txt cannot be read: Permission den"):
+    data.load({"name": given})
 
 
 @pytest.mark.parametrize("length", [1, 3, 10, 47])

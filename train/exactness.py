@@ -15,11 +15,10 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 
 # Where a text may be cut without changing a symbol. GPT-2's split into words
-# never joins a line feed that is followed by no white space to what precedes
-# it, nor a space between two words; those of later models join line feeds to
-# punctuation.
-LINE_SEAM, NARROW_SEAM, NO_SEAM = r"\n(?=\S)", r"(?<=[^\W_])\n(?=\S)", r"(?!)"
-SEAM = LINE_SEAM + r"|(?<=\S) (?=\S)"
+# never joins a line feed or a space that is followed by no white space to what
+# precedes it; those of later models join line feeds to punctuation.
+SEAM, LINE_SEAM = r"[\n ](?=\S)", r"\n(?=\S)"
+NARROW_SEAM, NO_SEAM = r"(?<=[^\W_])\n(?=\S)", r"(?!)"
 # Steps before a BPE that cut a text and keep every byte, beside ByteLevel.
 CUTS = ("Digits", "Punctuation", "Split")
 MOST = 1 << 22  # symbols; published vocabularies have a tenth of it

@@ -13,11 +13,11 @@ valid and test. text:PATH,valid=test keeps both one: 90 and 10 %, as char-rnn
 has it, or the whole held-out text twice. text:PATH,field=NAME names the field
 of .jsonl or .parquet that is read, "text" without.
 
-What is prepared is kept by train.cache; `tfds:` sets live where TFDS keeps them
-($TFDS_DATA_DIR or ~/tensorflow_datasets).
+What is prepared is kept as train.corpus has it; `tfds:` sets live where TFDS
+keeps them ($TFDS_DATA_DIR or ~/tensorflow_datasets).
 
 Errors: ValueError for a name, file or set that cannot be used, OSError where
-the cache cannot be written.
+what is prepared cannot be written.
 """
 
 import contextlib
