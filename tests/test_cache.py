@@ -1,6 +1,10 @@
 """What was prepared is used as it was sealed, or made anew."""
 
+import concurrent.futures
+import errno
+import os
 import pathlib
+import threading
 
 import pytest
 
@@ -64,30 +68,88 @@ def test_what_was_harmed_is_made_anew(harm, said, root):
   assert lines[0].endswith(": made anew")
   assert (folder / "inner" / "a.npy").read_bytes() == bytes(range(200))
   assert cache.kept("a", silent, silent) == folder
-  assert {p.name for p in root.iterdir()} == {"a", cache.LOCK}
+  assert {p.name for p in root.iterdir()} == {"a"}
 
 
-def test_a_folder_is_whole_or_absent(root):
-  def fail(folder):
+def test_a_folder_is_whole_or_absent_and_what_was_written_is_gone_on_with(root):
+  def fail(folder, error=KeyboardInterrupt):
     (folder / "half").write_text("half")
-    raise KeyboardInterrupt
+    raise error
 
   with pytest.raises(KeyboardInterrupt):
     cache.kept("a", fail, silent)
-  assert list(root.iterdir()) == []
+  assert [p.name for p in root.iterdir()] == ["making-a"]
+
+  def go_on(folder):
+    (folder / "half").rename(folder / "whole")
+
+  assert (cache.kept("a", go_on, silent) / "whole").read_text() == "half"
+  with pytest.raises(ValueError):  # what is wrong stays wrong
+    cache.kept("b", lambda folder: fail(folder, ValueError), silent)
+  assert [p.name for p in root.iterdir()] == ["a"]
+
+
+def test_a_full_disk_is_said_in_a_line(root):
+  def fail(folder):
+    (folder / "half").write_text("half")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  with pytest.raises(OSError, match="No space left.*free some space: the same"):
+    cache.kept("a", fail, silent)
+  assert not (root / "a").exists()
 
 
 @pytest.mark.parametrize("harmed", [False, True])
-def test_of_two_processes_the_first_is_kept(root, harmed):
+@pytest.mark.parametrize("fails", [False, True])
+def test_of_two_processes_the_second_waits(root, harmed, fails):
+  """And makes it where the first could not."""
   if harmed:
     zero(cache.kept("a", fill, silent) / "b.json")
+  began, waited = threading.Event(), threading.Event()
 
-  def second(folder):  # another process finishes while this one works
+  def first(folder):
+    began.set()
+    waited.wait(9)
+    (folder / "who").write_text("first")
+    if fails:
+      raise ValueError
+
+  def second(folder):
+    assert not list(folder.iterdir())
     (folder / "who").write_text("second")
-    cache.kept("a", lambda f: (f / "who").write_text("first"), print)
 
-  assert (cache.kept("a", second, print) / "who").read_text() == "first"
-  assert {p.name for p in root.iterdir()} == {"a", cache.LOCK}
+  def say(line):
+    if "waiting for another process" in line:
+      waited.set()
+
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    one = pool.submit(cache.kept, "a", first, say)
+    assert began.wait(9)
+    other = pool.submit(cache.kept, "a", second, say)
+    assert isinstance(one.exception(9), ValueError) == fails
+    text = (other.result(9) / "who").read_text()
+  assert waited.is_set() and text == ("second" if fails else "first")
+  assert {p.name for p in root.iterdir()} == {"a"}
+
+
+def test_large_files_are_not_read_again(root, monkeypatch):
+  """But where their time is another."""
+  folder = cache.kept("a", fill, silent)
+  file = folder / "inner" / "a.npy"
+  monkeypatch.setattr(cache, "LARGE", 99)
+  measured, measure = [], cache._measured
+
+  def note(path):
+    measured.append(path.name)
+    return measure(path)
+
+  monkeypatch.setattr(cache, "_measured", note)
+  assert cache.kept("a", silent, silent) == folder and measured == ["b.json"]
+  os.utime(file, ns=(0, 1))
+  assert cache.kept("a", silent, silent) == folder and "a.npy" in measured
+  zero(file)
+  cache.kept("a", fill, print)
+  assert file.read_bytes() == bytes(range(200))
 
 
 def test_all_is_on_the_disk_before_the_folder_appears(monkeypatch):
@@ -105,9 +167,7 @@ def test_all_is_on_the_disk_before_the_folder_appears(monkeypatch):
   monkeypatch.setattr(cache, "_sync", note)
   monkeypatch.setattr(pathlib.Path, "rename", renamed)
   folder = cache.kept("a", fill, silent)
-  made = [name for name in before if name.startswith("making-")]
-  assert len(made) == 1
-  assert {*before} == {"a.npy", "b.json", "inner", cache.SEAL, *made}
+  assert {*before} == {"a.npy", "b.json", "inner", cache.SEAL, "making-a"}
   assert synced == [*before, folder.parent.name]
 
 

@@ -38,12 +38,70 @@ def test_bpe_takes_long_text_in_pieces(monkeypatch):
   assert any(b"\n\n" in piece for piece in bpe.pieces)
   monkeypatch.setattr(tokenizer, "PIECE", 1)
   monkeypatch.setattr(tokenizer, "BATCH", 5)
-  assert len(list(tokenizer._cut(text.decode(), bpe.seam))) > 30
+  assert len(list(tokenizer._cut([text.decode()], bpe.seam))) > 30
   np.testing.assert_array_equal(bpe.encode(text), ids)
   split = corpus.Split.of([text, text[:50], b"\n\n"])
-  ids, first = bpe.encode_all(split)
-  parts = np.split(ids, np.flatnonzero(first))[1:]
+  ids, starts = bpe.encode_all(split)
+  parts = np.split(ids, starts)[1:]
   assert [*map(bpe.decode, parts)] == [text, text[:50], b"\n\n"]
+
+
+NASTY = ["a", "é", "b1", "☃", "'s", "'", ".", "!?", " ", " ", "  ", "\n", "\t"]
+NASTY += ["\r\n", "\x1c", "\x85", "\u00a0", "\u2028", "\u3000", "😀", "1", "_"]
+
+
+@pytest.mark.parametrize("window, piece", [(4, 1), (9, 3), (1 << 20, 1)])
+def test_any_text_in_pieces_is_encoded_as_the_whole(monkeypatch, window, piece):
+  """Whatever white space is where, and however little is decoded at once."""
+  rng = random.Random(window)
+
+  def draw():
+    return "".join(rng.choices(NASTY, k=60))
+
+  learnt = tokenizer.BPE.train([(draw() * 20).encode()], 400)
+  spec = json.loads(learnt.text)
+  spec["added_tokens"] = [TOKEN | {"id": learnt.vocab, "content": "a b"}]
+  monkeypatch.setattr(tokenizer, "WINDOW", window)
+  monkeypatch.setattr(tokenizer, "PIECE", piece)
+  cuts = 0
+  for bpe in (learnt, tokenizer.BPE(json.dumps(spec))):
+    for text in [draw() for _ in range(200)] + ["a b a b", "a\n b", "x  \ny"]:
+      pieces = [
+        p for p, _, _ in tokenizer._pieces(Split.of([text.encode()]), bpe.seam)
+      ]
+      cuts += len(pieces) - 1
+      assert "".join(pieces) == text
+      ids = bpe.bpe.encode(text, add_special_tokens=False).ids
+      assert bpe.encode(text.encode()).tolist() == ids, text
+  assert cuts > 500
+
+
+def test_encoding_goes_on_where_it_was(monkeypatch):
+  """At the end of any part, and in any document."""
+  monkeypatch.setattr(tokenizer, "PIECE", 2)
+  monkeypatch.setattr(tokenizer, "BATCH", 2)
+  monkeypatch.setattr(tokenizer, "WINDOW", 5)
+  split = Split.of([b"a bc\nd", b"e", "é ☃ ab\n\nc".encode(), b"\n"])
+  bpe = tokenizer.BPE.train([b"ab bc"], 260)
+  parts = list(bpe.encoded(split))
+  assert len(parts) > 3 and parts[-1][2] == len(split.bytes)
+  for i, (_, _, end) in enumerate(parts):
+    rest = list(bpe.encoded(split, end))
+    assert len(rest) == len(parts) - i - 1
+    for part, expected in zip(rest, parts[i + 1 :], strict=True):
+      for one, other in zip(part, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_text_without_a_place_to_cut_is_refused_where_it_is_long(monkeypatch):
+  monkeypatch.setattr(tokenizer, "WINDOW", 10)
+  monkeypatch.setattr(tokenizer, "PIECE", 4)
+  bpe = tokenizer.BPE.train([b"ab"], 260)
+  assert len(bpe.encode(b"ab" * 50)) < 100
+  monkeypatch.setattr(tokenizer, "MOST", 25)
+  assert len(bpe.encode(b"ab\n" * 50)) == 100
+  with pytest.raises(ValueError, match="30 characters without a place to cut"):
+    bpe.encode(b"ab" * 50)
 
 
 def test_a_long_word_is_learnt_from_in_parts(monkeypatch):
@@ -109,7 +167,7 @@ def test_a_published_bpe_is_cut_where_no_symbol_changes(published, monkeypatch):
   text = "hello.\nworld;\nabc\nab\n\naab x\nab"
   whole = published.encode(text, add_special_tokens=False).ids
   monkeypatch.setattr(tokenizer, "PIECE", 1)
-  assert len(list(tokenizer._cut(text, bpe.seam))) == 3
+  assert len(list(tokenizer._cut([text], bpe.seam))) == 3
   assert bpe.encode(text.encode()).tolist() == whole
 
 
@@ -308,12 +366,12 @@ def test_symbols_are_numbered_by_frequency():
   split = Split.of([text, b"aab"])
   learnt = tokenizer.BPE.train(split.documents(), 290)
   found = learnt.by_frequency(split)
-  ids, first = found.encode_all(split)
+  ids, starts = found.encode_all(split)
   counts = np.bincount(ids, minlength=found.vocab)
   assert np.all(np.diff(counts) <= 0) and counts[0] > counts[4] > 0
   assert sorted(found.pieces) == sorted(learnt.pieces)
-  before, same_first = learnt.encode_all(split)
-  assert np.any(before != ids) and np.array_equal(first, same_first)
+  before, same_starts = learnt.encode_all(split)
+  assert np.any(before != ids) and np.array_equal(starts, same_starts)
   assert [found.pieces[i] for i in ids] == [learnt.pieces[i] for i in before]
   assert found.by_frequency(split).text == found.text
 

@@ -14,7 +14,7 @@ import urllib.request
 
 import tensorflow_datasets as tfds
 
-from train import corpus
+from train import corpus, sources
 
 # tests would teach literals, the last two are not the standard library
 LEFT_OUT = {"test", "tests", "idlelib", "site-packages", "dist-packages"}
@@ -61,11 +61,11 @@ class Stdlib(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     del dl_manager
-    files = {split: {} for split in corpus.TFDS}
+    files = {split: {} for split in sources.TFDS}
     for name, text in stdlib_files().items():
       files[corpus.split_of(name.encode())][name] = text
     return {
-      corpus.TFDS[split]: self._generate_examples(part)
+      sources.TFDS[split]: self._generate_examples(part)
       for split, part in files.items()
     }
 

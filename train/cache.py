@@ -1,9 +1,12 @@
 """Folders of what was prepared once, under $LAB_CACHE or ~/.cache.
 
-Each has a seal, the size and CRC-32 of every file, which is compared whenever
-the folder is asked for: about two GB are read in a second. A folder appears
-whole or not at all, and one without a seal, or that differs from it, is made
-anew. Two processes may make the same one at once: the first is kept.
+Each has a seal, the size, CRC-32 and time of change of every file, which is
+compared whenever the folder is asked for. A file of more than LARGE bytes is
+read for it only where its time is another; of others about two GB are read in a
+second. A folder appears whole or not at all, and one without a seal, or that
+differs from it, is made anew. Of processes that want the same one the first
+makes it, and the others wait; what a killed one had written, in a folder
+making-NAME, the next goes on from.
 
 Errors: OSError where nothing can be written.
 """
@@ -14,12 +17,12 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 
-SEAL, LOCK = "seal.json", "lock"
+SEAL = "seal.json"
 CHUNK = 1 << 20
+LARGE = 1 << 26
 
 
 def root() -> pathlib.Path:
@@ -35,47 +38,70 @@ def kept(
   fill: Callable[[pathlib.Path], None],
   progress: Callable[[str], None],
 ) -> pathlib.Path:
-  """The folder `name`, made by `fill(folder)` if it is not there unharmed."""
+  """The folder `name`, made by `fill(folder)` if it is not there unharmed.
+
+  Args:
+    fill: is given an empty folder, or one that it was killed in. What it wrote
+      is left there for the next, but where it raises a ValueError.
+  """
   folder = root() / name
   fault = _fault(folder)
   if fault is None:
     return folder
   if folder.exists():
     progress(f"{folder} {fault}: made anew")
+  made = folder.with_name(f"making-{name}")
   try:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix="making-"))
-  except OSError as error:
-    raise _unwritable(folder.parent, error) from error
-  try:
-    fill(made)
-    _seal(made)
-    with _alone(folder.parent):
+    with _alone(made, progress):
       if _fault(folder):  # else another process was first
+        _make(made, fill)
         if folder.exists():
           shutil.rmtree(folder)
         made.rename(folder)
         _sync(folder.parent)
   except OSError as error:
-    raise _unwritable(folder.parent, error) from error
-  finally:
-    shutil.rmtree(made, ignore_errors=True)
+    if error.errno is None:  # it says what to do
+      raise
+    raise OSError(
+      f"cannot write the data cache {folder.parent}: {error}. Set LAB_CACHE to "
+      "a folder that can be written, or free some space: the same command goes "
+      "on from what is there"
+    ) from error
   return folder
 
 
-def _unwritable(folder: pathlib.Path, error: OSError) -> OSError:
-  return OSError(
-    f"cannot write the data cache {folder}: {error}. Set LAB_CACHE to a folder "
-    "that can be written"
-  )
+def _make(folder: pathlib.Path, fill: Callable[[pathlib.Path], None]):
+  folder.mkdir(exist_ok=True)
+  try:
+    fill(folder)
+  except ValueError:
+    shutil.rmtree(folder)
+    raise
+  _seal(folder)
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path):
-  """No other process replaces a folder meanwhile."""
-  with open(folder / LOCK, "w") as file:
-    fcntl.flock(file, fcntl.LOCK_EX)
-    yield
+def _alone(folder: pathlib.Path, progress: Callable[[str], None]):
+  """No other process makes the folder meanwhile."""
+  lock = folder.with_name(f"{folder.name}.lock")
+  with contextlib.ExitStack() as stack:
+    while True:
+      file = stack.enter_context(open(lock, "w"))
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        progress(f"waiting for another process, which writes {folder}")
+        fcntl.flock(file, fcntl.LOCK_EX)
+      with contextlib.suppress(
+        FileNotFoundError
+      ):  # it was done, and removed it
+        if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+          break
+    try:
+      yield
+    finally:
+      lock.unlink()
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
@@ -93,9 +119,22 @@ def _measured(path: pathlib.Path) -> list[int]:
     return [file.tell(), checksum]
 
 
+def _as_sealed(path: pathlib.Path, sealed: list[int]) -> bool:
+  size, checksum, *time = sealed
+  found = path.stat()
+  if found.st_size != size:
+    return False
+  if size > LARGE and time == [found.st_mtime_ns]:
+    return True
+  return _measured(path) == [size, checksum]
+
+
 def _seal(folder: pathlib.Path):
   """Writes the seal once all that it is of is on the disk."""
-  sealed = {name: _measured(path) for name, path in _files(folder)}
+  sealed = {
+    name: [*_measured(path), path.stat().st_mtime_ns]
+    for name, path in _files(folder)
+  }
   (folder / SEAL).write_text(json.dumps(sealed, indent=1))
   for path in [*folder.rglob("*"), folder]:
     _sync(path)
@@ -116,8 +155,7 @@ def _fault(folder: pathlib.Path) -> str | None:
     if not sealed:
       return "has an empty seal"
     for name, measured in sealed.items():
-      path = folder / name
-      if path.stat().st_size != measured[0] or _measured(path) != measured:
+      if not _as_sealed(folder / name, measured):
         return f"is damaged ({name} is not as it was written)"
   except FileNotFoundError as error:
     return f"has no {pathlib.Path(error.filename).name}"

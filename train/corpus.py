@@ -1,55 +1,47 @@
-"""Text by name: the bytes of three splits, and where each document begins.
+"""A text in three splits, and where each document begins.
 
-  stdlib              source text of the running Python's standard library
-  text:PATH           a file, or a folder; see train.files for what they hold
-  bytes:PATH          the same, of any bytes
-  tfds:NAME[/CONFIG]  a text set of TFDS
+Of one text 90, 5 and 5 % of the documents are the splits, by a hash, or of the
+bytes where documents are few; of one held-out text the halves are valid and
+test.
 
-A folder's files are its splits where they are called train, valid and test
-(train.txt before others, test.jsonl.gz, train-00000-of-00004.parquet), else
-documents. Of one text 90, 5 and 5 % of the documents are the splits, by a hash,
-or of the bytes where documents are few; of one held-out text the halves are
-valid and test. text:PATH,valid=test keeps both one: 90 and 10 %, as char-rnn
-has it, or the whole held-out text twice. text:PATH,field=NAME names the field
-of .jsonl or .parquet that is read, "text" without.
-
-What is prepared is kept by train.cache; `tfds:` sets live where TFDS keeps them
-($TFDS_DATA_DIR or ~/tensorflow_datasets).
-
-Errors: ValueError for a name, file or set that cannot be used, OSError where
-the cache cannot be written.
+A text passes through memory in pieces: it is written end to end, dealt out from
+there, and hashed, and then mapped from the disk. A text of more than LARGE
+bytes is kept by train.cache under a fingerprint of its sources, which of files
+is their path, size, time of change and inode: where that is as it was nothing
+is read again. A smaller one is prepared whenever it is asked for. See
+train.growing for what happens after a kill.
 """
 
-import contextlib
 import dataclasses
+import functools
 import hashlib
-import io
-import os
+import itertools
+import json
+import mmap
 import pathlib
-import re
-import textwrap
-from collections.abc import Callable, Iterable, Iterator
+import struct
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from arch.config import closest
-from train import cache, files
+from train import cache, workdir
+from train import progress as progress_lib
+from train.files import PIECE, Piece
+from train.growing import Growing
 
 SPLITS = ("train", "valid", "test")
-FORMAT = "array_record"  # of TFDS's, the one that needs no TensorFlow
-TFDS = {"train": "train", "valid": "validation", "test": "test"}
-# What a file of a split is called, less its ending.
-CALLED = {
-  "train": "train",
-  "valid": "valid|validation|val|dev",
-  "test": "test",
-}
-SHARD = r"(-\d+-of-\d+)?"
-OPTION = re.compile(r"(.*),(field|valid)=([^,]+)", re.DOTALL)
 # Documents are dealt out by a hash, 90/5/5 of them; of the bytes valid and test
 # get at least so much, and train.
 LEAST, MOST = 0.02, 0.8
-LARGE = 1 << 26  # bytes that take more than a moment to read
+LARGE = 1 << 24  # bytes that take more than a moment to read
+FORMAT = 1  # of what is kept: another makes it anew
+START = np.dtype("<i8")  # where a document begins
+CHUNK = 1 << 16  # documents at once
+SPREAD = 1 << 20  # bytes of a piece of a sample
+# files of what is kept: texts, of which source a document of ALL is, the index
+ALL, HELD, OWNERS, INDEX = "all", "held", "owners", "corpus.json"
+NUMBER = struct.Struct("<q").pack
 
 Progress = Callable[[str], None]
 
@@ -60,43 +52,78 @@ class Split:
 
   Attributes:
     bytes: uint8.
-    first: bool, True at the first byte of a document.
+    starts: where each document begins.
   """
 
   bytes: np.ndarray
-  first: np.ndarray
+  starts: np.ndarray
 
   @classmethod
   def of(cls, documents: Iterable[bytes]) -> "Split":
     documents = [d for d in documents if d]
     text = np.frombuffer(b"".join(documents), np.uint8)
-    first = np.zeros(len(text), bool)
-    first[np.cumsum([0, *map(len, documents)])[:-1]] = True
-    return cls(text, first)
+    ends = np.cumsum([0, *map(len, documents)], dtype=START)
+    return cls(text, ends[:-1])
+
+  def spans(self, number: int = 0) -> Iterator[tuple[int, int]]:
+    """Start and end of each document, from that number on."""
+    for at in range(number, len(self.starts), CHUNK):
+      ends = self.starts[at : at + CHUNK + 1].tolist()
+      if len(ends) <= CHUNK:
+        ends.append(len(self.bytes))
+      yield from itertools.pairwise(ends)
 
   def documents(self) -> Iterator[bytes]:
-    ends = [*np.flatnonzero(self.first)[1:], len(self.bytes)]
-    start = 0
-    for end in ends:
+    for start, end in self.spans():
       yield self.bytes[start:end].tobytes()
-      start = end
+
+  def pieces(self, start: int, end: int) -> Iterator[memoryview]:
+    """These bytes, of which a map leaves few in memory."""
+    view = memoryview(self.bytes)
+    for at in range(start, end, PIECE):
+      yield view[at : min(at + PIECE, end)]
+      if end - at >= PIECE:
+        self.leave()
+
+  def leave(self):
+    """Lets what was read of a map go from memory: the disk has it."""
+    for array in (self.bytes, self.starts):
+      if isinstance(array, np.memmap):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
 
   def head(self, size: int) -> "Split":
     """The first `size` bytes, less a UTF-8 symbol that they would cut."""
-    end = cut(self.bytes, size)
-    return Split(self.bytes[:end], self.first[:end])
+    return self.between(0, cut(self.bytes, size))
 
   def between(self, start: int, end: int) -> "Split":
     """These bytes, of which the first begins a document."""
-    first = self.first[start:end]
-    if not first[:1].all():
-      first = np.array(first)
-      first[0] = True
-    return Split(self.bytes[start:end], first)
+    a, b = np.searchsorted(self.starts, (start, end))
+    starts = self.starts[a:b]
+    if start:
+      starts = starts - start
+    if start < end and not (len(starts) and starts[0] == 0):
+      starts = np.concatenate([np.zeros(1, START), starts])
+    return Split(self.bytes[start:end], starts)
+
+  def sample(self, size: int) -> "Split":
+    """About `size` of the bytes, evenly spread; all where there are no more."""
+    if len(self.bytes) <= size:
+      return self
+    count = max(size // SPREAD, 1)
+    parts = []
+    for i in range(count):
+      at = i * len(self.bytes) // count
+      ends = (cut(self.bytes, end) for end in (at, at + SPREAD))
+      parts.append(self.between(*ends))
+    ends = np.cumsum([0, *(len(part.bytes) for part in parts)])
+    starts = [p.starts + at for p, at in zip(parts, ends[:-1], strict=True)]
+    return Split(
+      np.concatenate([part.bytes for part in parts]), np.concatenate(starts)
+    )
 
   def joined(self) -> "Split":
     """The same bytes as one document."""
-    return Split(self.bytes, np.arange(len(self.bytes)) == 0)
+    return Split(self.bytes, self.starts[:1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,33 +133,50 @@ class Corpus:
   Attributes:
     splits: train, valid and test.
     hash: SHA-256 (hex) of all bytes and of where documents begin.
+    joined_hash: that of `joined`.
     note: what a reader of a result on it has to know, or "".
   """
 
   name: str
   splits: dict[str, Split]
   hash: str
+  joined_hash: str
   note: str
 
   @classmethod
-  def of(cls, name: str, splits: dict[str, Split], note: str) -> "Corpus":
-    digest = hashlib.sha256()
+  def of(
+    cls,
+    name: str,
+    splits: dict[str, Split],
+    note: str,
+    told: Callable[[int], None] = lambda size: None,
+  ) -> "Corpus":
+    """Hashes the splits; `told` of how many bytes, as it does."""
+    digest, joined = hashlib.sha256(), hashlib.sha256()
     total = sum(len(splits[key].bytes) for key in SPLITS)
     for key in SPLITS:
       split = splits[key]
-      if not len(split.bytes):
+      size = len(split.bytes)
+      if not size:
         raise ValueError(
           f"{name}: the {key} split is empty (0 of {total} bytes)"
         )
-      starts = np.flatnonzero(split.first).astype("<i8")
-      digest.update(f"{key} {len(split.bytes)} {len(starts)}".encode())
-      digest.update(starts)
-      digest.update(split.bytes)
-    return cls(name, splits, digest.hexdigest(), note)
+      digest.update(f"{key} {size} {len(split.starts)}".encode())
+      for at in range(0, len(split.starts), CHUNK):
+        digest.update(split.starts[at : at + CHUNK].astype(START))
+      joined.update(f"{key} {size} 1".encode() + bytes(START.itemsize))
+      for piece in split.pieces(0, size):
+        digest.update(piece)
+        joined.update(piece)
+        told(len(piece))
+    return cls(name, splits, digest.hexdigest(), joined.hexdigest(), note)
 
   def joined(self) -> "Corpus":
-    splits = {key: split.joined() for key, split in self.splits.items()}
-    return Corpus.of(self.name, splits, self.note)
+    return dataclasses.replace(
+      self,
+      splits={key: split.joined() for key, split in self.splits.items()},
+      hash=self.joined_hash,
+    )
 
 
 def cut(text: np.ndarray, size: int) -> int:
@@ -145,178 +189,224 @@ def cut(text: np.ndarray, size: int) -> int:
   return end
 
 
-def split_of(name: bytes) -> str:
-  """90 % train, 5 % valid, 5 % test, by a hash of the name alone."""
-  part = int.from_bytes(hashlib.sha256(name).digest()[:8], "big") % 100
+def split_of(name: bytes | Iterable[bytes]) -> str:
+  """90 % train, 5 % valid, 5 % test, by a hash of the name alone.
+
+  Args:
+    name: whole or in pieces.
+  """
+  digest = hashlib.sha256()
+  for piece in [name] if isinstance(name, bytes) else name:
+    digest.update(piece)
+  part = int.from_bytes(digest.digest()[:8], "big") % 100
   return "train" if part < 90 else "valid" if part < 95 else "test"
 
 
-def from_stdlib(progress: Progress) -> Corpus:
-  """The .py text of the running Python's standard library."""
-  progress("reading the standard library's source text")
-  from train import builders
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What documents are read from.
 
-  sources = builders.stdlib_files()
-  digest = hashlib.sha256()
-  for file, source in sources.items():
-    digest.update(f"{file} {len(source)}\n".encode())
-    digest.update(source)
-
-  def fill(folder):
-    size = sum(map(len, sources.values())) / 1e6
-    progress(f"preparing stdlib, once: {len(sources)} files, {size:.1f} MB")
-    _prepare(builders.Stdlib(data_dir=folder))
-
-  folder = cache.kept(f"stdlib-{digest.hexdigest()[:32]}", fill, progress)
-  builder = builders.Stdlib(data_dir=folder)
-  return Corpus.of("stdlib", _records(builder, "text", TFDS, progress), "")
-
-
-def from_path(given: str, plain: bool, progress: Progress) -> Corpus:
-  """A file or a folder of them.
-
-  Args:
-    given: PATH[,field=NAME][,valid=test].
-    plain: any bytes: nothing is asked of them, and no ending but .gz and .xz
-      means anything.
+  Attributes:
+    name: by which its documents are dealt out, where each source is one.
+    size: about how many bytes it has.
+    stamp: its fingerprint, which it has while it is as it was.
+    read: its pieces from a place on, (0, 0) or that of one of them.
   """
-  name = f"{'bytes' if plain else 'text'}:{given}"
-  place, field, one = _options(given)
-  if not place:
-    raise ValueError(f"{name} names no file: write it after the colon")
-  path = pathlib.Path(os.path.expanduser(place))
 
-  def read(file):
-    if (size := file.stat().st_size) > LARGE:
-      progress(f"reading {file}: {size / 1e6:.0f} MB")
-    return files.documents(file, field, plain)
-
-  names, unread = None, ""
-  if not path.is_dir():
-    parts = {"train": read(files.find(path))}
-  else:
-    found = files.within(path, plain)
-    if not found:
-      raise ValueError(
-        f"{path} holds no {', '.join(files.ENDINGS)} (nor .gz, .xz of one)"
-      )
-    called = _called(path, found)
-    if not called:
-      each = [
-        (f.relative_to(path).as_posix(), d) for f in found for d in read(f)
-      ]
-      parts = {"train": [document for _, document in each]}
-      if len(each) == len(found):
-        names = [name.encode() for name, document in each if document]
-    elif "train" not in called:
-      raise ValueError(
-        f"{path} has no train.txt (nor .jsonl, .parquet), only "
-        f"{', '.join(f.name for those in called.values() for f in those)}"
-      )
-    else:
-      parts = {k: [d for f in v for d in read(f)] for k, v in called.items()}
-      used = {file for those in called.values() for file in those}
-      others = [str(f.relative_to(path)) for f in found if f not in used]
-      if others:
-        some = textwrap.shorten(", ".join(others), 100)
-        unread = f"{len(others)} other files of the folder are not read: {some}"
-  made = {key: Split.of(documents) for key, documents in parts.items()}
-  splits, note = _complete(name, made, one, names)
-  return Corpus.of(name, splits, "; ".join(filter(None, [note, unread])))
+  name: str
+  size: int
+  stamp: Callable[[], str]
+  read: Callable[[tuple[int, int]], Iterator[Piece]]
 
 
-def _options(given: str) -> tuple[str, str | None, bool]:
-  """Path, field and whether valid and test are one, of text:PATH,..."""
-  found = {}
-  while option := OPTION.fullmatch(given):
-    given, name, value = option.groups()
-    found.setdefault(name, value)
-  if found.get("valid", "test") != "test":
-    raise ValueError(f"valid={found['valid']}: only valid=test can be said")
-  return given, found.get("field"), "valid" in found
-
-
-def _called(
-  folder: pathlib.Path, found: Iterable[pathlib.Path]
-) -> dict[str, list[pathlib.Path]]:
-  """The files of a folder that are called train, valid or test."""
-  called = {}
-  for split, names in CALLED.items():
-    pattern = re.compile(rf"({names}){SHARD}")
-    those = [
-      path
-      for path in found
-      if path.parent == folder and pattern.fullmatch(files.unpacked(path).stem)
-    ]
-    plain = [p for p in those if files.unpacked(p).name == f"{split}.txt"]
-    those = plain or those
-    if len({re.sub(r"\d+", "", path.name) for path in those}) > 1:
-      raise ValueError(
-        f"{folder} has several texts called {split}: "
-        f"{', '.join(path.name for path in those)}; leave one"
-      )
-    if those:
-      called[split] = those
-  return called
-
-
-def _complete(
+def prepared(
   name: str,
-  parts: dict[str, Split],
+  parts: dict[str, Sequence[Source]],
   one: bool,
-  names: list[bytes] | None = None,
-) -> tuple[dict[str, Split], str]:
-  """Train, valid and test, and what a reader of a result has to know.
+  progress: Progress,
+  by_name: bool = False,
+) -> Corpus:
+  """Train, valid and test of what the sources hold.
 
   Args:
     parts: train, and none, one or both of the others.
     one: whether valid and test are the same text.
-    names: of the documents of train, for `_apart`.
+    by_name: whether documents are dealt out by the names of their sources,
+      where each is one; else by their bytes.
   """
-  train, *held = (parts[key] for key in SPLITS if key in parts)
-  if len(held) == 2:
-    if one:
-      raise ValueError(
-        f"{name}: it has a valid and a test text: valid=test is for one"
-      )
-    return parts, ""
-  if held:
-    (last,) = held
-    half, source = cut(last.bytes, len(last.bytes) // 2), "the held-out text"
-    note = f"valid and test are halves of {source}"
+  if len(parts) == len(SPLITS) and one:
+    raise ValueError(
+      f"{name}: it has a valid and a test text: valid=test is for one"
+    )
+  if len(parts) == 1:
+    parts = {ALL: parts["train"]}
+  stamps = {k: [s.stamp() for s in those] for k, those in parts.items()}
+  size = sum(s.size for those in parts.values() for s in those)
+
+  def fill(folder):
+    if size > LARGE:
+      progress(f"preparing {name}, once: {size / 1e6:.0f} MB")
+    if not (folder / INDEX).exists():
+      _fill(folder, name, parts, one, by_name, size)
+    _tidy(folder)
+    for key, those in parts.items():
+      for source, stamp in zip(those, stamps[key], strict=True):
+        if source.stamp() != stamp:
+          raise ValueError(
+            f"{source.name} of {name} was changed while it was read: run the "
+            "same command again"
+          )
+
+  if size <= LARGE:
+    with tempfile.TemporaryDirectory() as path, workdir.writing(path):
+      fill(folder := pathlib.Path(path))
+      return _load(name, folder, np.fromfile)
+  key = hashlib.sha256(json.dumps([FORMAT, stamps, one, by_name]).encode())
+  folder = cache.kept(f"text-{key.hexdigest()[:32]}", fill, progress)
+  return _load(name, folder, mapped)
+
+
+def mapped(path: pathlib.Path, dtype: np.dtype) -> np.ndarray:
+  """A file as an array that stays on the disk; memory has no empty map."""
+  if not path.stat().st_size:
+    return np.zeros(0, dtype)
+  return np.memmap(path, dtype, "r")
+
+
+def bar(name: str, what: str, size: int, at: int = 0):
+  """A progress bar of bytes, for what takes more than a moment."""
+  return progress_lib.bar(
+    total=size,
+    initial=at,
+    desc=f"{what} {name}",
+    unit="B",
+    unit_scale=True,
+    disable=size <= LARGE,
+  )
+
+
+def _text(folder: pathlib.Path, name: str, read=mapped) -> Split:
+  return Split(
+    read(folder / f"{name}.bytes", np.uint8),
+    read(folder / f"{name}.starts", START),
+  )
+
+
+def _splits(
+  folder: pathlib.Path, places: dict[str, list], read=mapped
+) -> dict[str, Split]:
+  """Splits, from the text that each is of, its start and its end there."""
+
+  @functools.cache
+  def split(text, start, end):
+    return _text(folder, text, read).between(start, end)
+
+  return {key: split(*place) for key, place in places.items()}
+
+
+def _load(name: str, folder: pathlib.Path, read) -> Corpus:
+  found = json.loads((folder / INDEX).read_text())
+  splits = _splits(folder, found.pop("places"), read)
+  return Corpus(name=name, splits=splits, **found)
+
+
+def _fill(folder, name, parts, one, by_name, size):
+  """Writes the texts of a corpus, and their index when they are whole."""
+  with bar(name, "reading", size) as read:
+    count = {k: _write(folder, k, v, read) for k, v in parts.items()}
+  if ALL not in parts:
+    places, note = _held(folder, list(parts), one)
   else:
-    train, last, half, source, note = _apart(train, names)
+    names = None
+    if by_name and count[ALL] == len(parts[ALL]):
+      names = [source.name.encode() for source in parts[ALL]]
+    places, note = _apart(folder, name, names, one)
+  total = sum(end - start for _, start, end in places.values())
+  with bar(name, "hashing", total) as hashed:
+    made = Corpus.of(name, _splits(folder, places), note, hashed.update)
+  found = {k: getattr(made, k) for k in ("hash", "joined_hash", "note")}
+  workdir.replace(folder / INDEX, json.dumps(found | {"places": places}))
+
+
+def _tidy(folder: pathlib.Path):
+  """Leaves the index and the texts that it names."""
+  places = json.loads((folder / INDEX).read_text())["places"]
+  texts = {text for text, _, _ in places.values()}
+  kept = {f"{text}.{kind}" for text in texts for kind in ("bytes", "starts")}
+  for path in folder.iterdir():
+    if path.name not in kept | {INDEX}:
+      path.unlink()
+
+
+def _write(folder, text: str, sources: Sequence[Source], bar) -> int:
+  """Writes documents end to end; how many there are, empty ones too."""
+  content, starts, owners = (f"{text}.{k}" for k in ("bytes", "starts", OWNERS))
+  start = 0, (0, 0), 0, 0, 0
+  with Growing(folder, text, (content, starts, owners), start) as files:
+    first, place, begin, end, count = files.at
+    bar.update(sum(source.size for source in sources[:first]))
+    for number in range(first, len(sources)):
+      done = 0
+      for piece in sources[number].read(tuple(place)):
+        files.append(content, piece.text)
+        end += len(piece.text)
+        if piece.last:
+          if begin < end:
+            files.append(starts, NUMBER(begin))
+            files.append(owners, NUMBER(number))
+          begin, count = end, count + 1
+        files.stand((number, piece.place, begin, end, count))
+        bar.update(piece.done - done)
+        done = piece.done
+      place = 0, 0
+    files.rest()
+  return count
+
+
+def _held(folder, parts: list[str], one: bool) -> tuple[dict, str]:
+  """The splits of a text with one or both held out, and a note."""
+  places = {k: (k, 0, len(_text(folder, k).bytes)) for k in parts}
+  if len(parts) == len(SPLITS):
+    return places, ""
+  (key,) = set(parts) - {"train"}
+  last, size = _text(folder, key).bytes, places[key][2]
+  half, source = cut(last, size // 2), "the held-out text"
   if one:
-    note = f"valid and test are one: {source}"
-    return {"train": train, "valid": last, "test": last}, note
-  valid, test = last.between(0, half), last.between(half, len(last.bytes))
-  return {"train": train, "valid": valid, "test": test}, note
+    return _one(places["train"], places[key], source)
+  places |= {"valid": (key, 0, half), "test": (key, half, size)}
+  return places, f"valid and test are halves of {source}"
+
+
+def _one(train: tuple, held: tuple, source: str) -> tuple[dict, str]:
+  places = {"train": train, "valid": held, "test": held}
+  return places, f"valid and test are one: {source}"
 
 
 def _apart(
-  whole: Split, names: list[bytes] | None
-) -> tuple[Split, Split, int, str, str]:
-  """One text as train and what is held out.
+  folder, name: str, names: list[bytes] | None, one: bool
+) -> tuple[dict, str]:
+  """The splits of one text, and a note.
 
   Args:
-    names: by which its documents are dealt out; their bytes without.
-
-  Returns:
-    Train, the rest, how much of the rest is for validation, what the rest is,
-    and a note.
+    names: of sources, by which their documents are dealt out; the documents'
+      bytes without.
   """
-  count, size = int(whole.first.sum()), len(whole.bytes)
+  whole = _text(folder, ALL)
+  count, size = len(whole.starts), len(whole.bytes)
   if count >= len(SPLITS):
-    documents = list(whole.documents())
-    dealt = {key: [] for key in SPLITS}
-    for key, document in zip(names or documents, documents, strict=True):
-      dealt[split_of(key)].append(document)
-    share = {k: sum(map(len, those)) / size for k, those in dealt.items()}
+    sizes = _deal(folder, name, whole, names)
+    share = {key: part / size for key, part in sizes.items()}
     if min(share.values()) >= LEAST and share["train"] >= MOST:
-      held = Split.of(dealt["valid"] + dealt["test"])
-      half = sum(map(len, dealt["valid"]))
-      return Split.of(dealt["train"]), held, half, "10 % of the documents", ""
+      places = {key: (key, 0, part) for key, part in sizes.items()}
+      if not one:
+        return places, ""
+      held = HELD, 0, _join(folder, ("valid", "test"), HELD)
+      return _one(places["train"], held, "10 % of the documents")
   a, b = (cut(whole.bytes, size * share // 100) for share in (90, 95))
+  if one:
+    source = "the last 10 % of the file"
+    return _one((ALL, 0, a), (ALL, a, size), source)
+  places = {"train": (ALL, 0, a), "valid": (ALL, a, b), "test": (ALL, b, size)}
   note = (
     ""
     if count == 1
@@ -325,122 +415,44 @@ def _apart(
       "test are the last 5 and 5 % of the bytes"
     )
   )
-  source = "the last 10 % of the file"
-  return whole.between(0, a), whole.between(a, size), b - a, source, note
+  return places, note
 
 
-def from_tfds(given: str, progress: Progress) -> Corpus:
-  """A text set of TFDS, prepared if it is not and if that can be done here.
-
-  Args:
-    given: NAME[/CONFIG][,field=NAME][,valid=test].
-  """
-  name = f"tfds:{given}"
-  progress(f"reading {name}")
-  given, field, one = _options(given)
-  builder, texts = _builder(given)
-  if field is None:
-    field = texts[0] if len(texts) == 1 else files.FIELD
-  if field not in texts:
-    raise ValueError(
-      f"{name} has no feature {field!r} of type Text: name one as ,field=NAME; "
-      f"its features are {', '.join(builder.info.features)}"
-    )
-  if not builder.is_prepared():
-    progress(f"preparing {name} in {builder.data_path}, once")
-    _prepare(builder)
-  if (found := builder.info.file_format.value) != FORMAT:
-    raise ValueError(
-      f"{name} is prepared in {builder.data_path} as {found}, which needs "
-      f"TensorFlow; TFDS_DATA_DIR can name another folder, for {FORMAT}"
-    )
-  slices = _slices(name, builder.info.splits)
-  parts = _records(builder, field, slices, progress)
-  return Corpus.of(name, *_complete(name, parts, one))
+def _deal(
+  folder, name: str, whole: Split, names: list[bytes] | None
+) -> dict[str, int]:
+  """Writes each document to the text of its split; the sizes of these."""
+  owners = mapped(folder / f"{ALL}.{OWNERS}", START)
+  texts = [f"{key}.{kind}" for key in SPLITS for kind in ("bytes", "starts")]
+  start = 0, 0, dict.fromkeys(SPLITS, 0)
+  with Growing(folder, "dealt", texts, start) as files:
+    first, at, sizes = files.at
+    with bar(name, "dealing out", len(whole.bytes), at) as dealt:
+      for number, (start, end) in enumerate(whole.spans(first), first):
+        by = names[owners[number]] if names else whole.pieces(start, end)
+        key = split_of(by)
+        files.append(f"{key}.starts", NUMBER(sizes[key]))
+        for piece in whole.pieces(start, end):
+          files.append(f"{key}.bytes", piece)
+        sizes[key] += end - start
+        if files.stand((number + 1, end, sizes)):
+          whole.leave()
+        dealt.update(end - start)
+    files.rest()
+  return sizes
 
 
-def _builder(given: str):
-  """The TFDS builder called `given`, and its features of type Text."""
-  import tensorflow_datasets as tfds
-
-  from train import builders
-
-  with _told(f"tfds:{given}"):
-    if given == builders.TinyShakespeare.name:
-      builder = builders.TinyShakespeare()
-    else:
-      try:
-        builder = tfds.builder(given)
-      except tfds.core.DatasetNotFoundError:
-        known = tfds.list_builders(with_community_datasets=False)
-        raise ValueError(
-          f"unknown TFDS set {given!r}: {closest(given, known)}"
-        ) from None
-  features = builder.info.features.items()
-  return builder, [k for k, f in features if isinstance(f, tfds.features.Text)]
-
-
-@contextlib.contextmanager
-def _told(where: str):
-  """Makes one ValueError of what TFDS raises: of a file that is damaged too."""
-  try:
-    yield
-  except Exception as error:
-    why = textwrap.shorten(str(error), 400)
-    raise ValueError(f"{where}: {why}") from error
-
-
-def _slices(name: str, known: Iterable[str]) -> dict[str, str]:
-  """Which splits of TFDS are train, valid and test, as far as it has them."""
-  if "train" not in known:
-    raise ValueError(f"{name} has no split 'train'; it has {', '.join(known)}")
-  valid = next((k for k in ("validation", "valid") if k in known), None)
-  test = "test" if "test" in known else None
-  found = {"train": "train", "valid": valid, "test": test}
-  return {key: source for key, source in found.items() if source}
-
-
-def _prepare(builder):
-  import tensorflow_datasets as tfds
-
-  tfds.disable_progress_bar()
-  gcs = tfds.download.DownloadConfig(try_download_gcs=False)
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):  # "Unknown size", twice
-      builder.download_and_prepare(file_format=FORMAT, download_config=gcs)
-  except ModuleNotFoundError as error:
-    raise ValueError(
-      f"TFDS needs {error.name} to prepare {builder.name}: pip install "
-      f"{error.name}, and run this once more; reading it then needs none"
-    ) from error
-  except OSError as error:
-    raise ValueError(
-      f"{builder.name} is not prepared in {builder.data_path}, and preparing "
-      f"it failed: {error}"
-    ) from error
-
-
-def _records(
-  builder, field: str, names: dict[str, str], progress: Progress
-) -> dict[str, Split]:
-  """The field of every record as splits, read once and kept as arrays."""
-  info = (builder.data_path / "dataset_info.json").read_bytes()
-  key = f"{builder.data_path} {field} {names}".encode() + info
-
-  def fill(folder):
-    for split, source in names.items():
-      with _told(f"{builder.data_path} cannot be read; remove it if damaged"):
-        records = builder.as_data_source(source)
-        made = Split.of(record[field] for record in records)
-      np.save(folder / f"{split}.bytes.npy", made.bytes)
-      np.save(folder / f"{split}.first.npy", made.first)
-
-  digest = hashlib.sha256(key).hexdigest()
-  folder = cache.kept(f"bytes-{digest[:32]}", fill, progress)
-  return {
-    split: Split(
-      np.load(folder / f"{split}.bytes.npy", mmap_mode="r"),
-      np.load(folder / f"{split}.first.npy", mmap_mode="r"),
-    )
-    for split in names
-  }
+def _join(folder, texts: Iterable[str], name: str) -> int:
+  """Writes texts end to end as another; its size."""
+  at = 0
+  with (
+    open(folder / f"{name}.bytes", "wb") as content,
+    open(folder / f"{name}.starts", "wb") as starts,
+  ):
+    for text in texts:
+      part = _text(folder, text)
+      starts.write(part.starts + at)
+      for piece in part.pieces(0, len(part.bytes)):
+        content.write(piece)
+      at += len(part.bytes)
+  return at

@@ -15,6 +15,7 @@ Errors are ValueErrors that name what was given and what is known.
 """
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -28,11 +29,13 @@ from absl import logging
 
 from arch.config import closest
 from arch.lm import configure
-from train import cache, corpus, tasks, tokenizer
+from train import cache, corpus, sources, tasks, tokenizer
 from train.corpus import Progress, Split
+from train.growing import Growing
 
 KNOWN = ("stdlib", "text:PATH", "bytes:PATH", "tfds:NAME[/CONFIG]")
 COUNTED = 20_000_000  # symbols of which co-occurrences are counted
+SAMPLE = 1 << 28  # bytes that a BPE is learnt from, at most
 VALID, TEST = 1, 2  # streams of a task's key; 0 is training's
 
 Batch = dict[str, np.ndarray]
@@ -43,7 +46,7 @@ class Config:
   """Which data.
 
   Attributes:
-    name: stdlib, text:PATH, bytes:PATH, tfds:NAME[/CONFIG] (see train.corpus)
+    name: stdlib, text:PATH, bytes:PATH, tfds:NAME[/CONFIG] (see train.sources)
       or task:NAME, which may be followed by fields of the task's own Config:
       task:mqar,vocab=128,pairs=8.
     tokenizer: of text: bytes or bpe.
@@ -86,11 +89,11 @@ def load(
     name, _, fields = rest.partition(",")
     return Task(name, _fields(cfg.name, fields))
   if cfg.name == "stdlib":
-    source = corpus.from_stdlib(progress)
+    source = sources.from_stdlib(progress)
   elif kind in ("text", "bytes") and rest:
-    source = corpus.from_path(rest, kind == "bytes", progress)
+    source = sources.from_path(rest, kind == "bytes", progress)
   elif kind == "tfds" and rest:
-    source = corpus.from_tfds(rest, progress)
+    source = sources.from_tfds(rest, progress)
   else:
     if os.path.exists(os.path.expanduser(cfg.name)):
       raise ValueError(
@@ -104,10 +107,10 @@ def load(
   if tokens is None and cfg.tokenizer == "bytes":
     tokens = tokenizer.Bytes()
   elif tokens is None:
-    tokens = _bpe(source, cfg.vocab, progress)
-    if tokens.vocab < cfg.vocab:
-      short = f"its training text yields {tokens.vocab} of {cfg.vocab} symbols"
-      note = "; ".join(filter(None, [note, short]))
+    tokens, sampled = _bpe(source, cfg.vocab, progress)
+    short = f"its training text yields {tokens.vocab} of {cfg.vocab} symbols"
+    short *= tokens.vocab < cfg.vocab
+    note = "; ".join(filter(None, [note, sampled, short]))
   return Text(source, tokens, note, progress)
 
 
@@ -138,28 +141,44 @@ class Packed:
 
   Attributes:
     targets: N unsigned integers.
-    first: N bool, True at a document's first target; first[0] is True.
-    start: the start symbol.
+    starts: where documents begin among them, sorted; the first is 0.
+    symbol: the start symbol.
   """
 
   targets: np.ndarray
-  first: np.ndarray
-  start: int
+  starts: np.ndarray
+  symbol: int
 
   def __len__(self) -> int:
     return len(self.targets)
 
-  def windows(self, starts: np.ndarray, length: int) -> Batch:
-    """The `length` targets from each of `starts` on; past the end: begin."""
-    at = starts[:, None] + np.arange(-1, length)[None]
+  def windows(self, places: np.ndarray, length: int) -> Batch:
+    """The `length` targets from each of `places` on; past the end: begin."""
+    at = places[:, None] + np.arange(-1, length)[None]
     symbols = self.targets.take(at, mode="wrap").astype(np.int32)
-    reset = self.first.take(at[:, 1:], mode="wrap")
+    reset = self.first(places, length)
     return {
-      "tokens": np.where(reset, np.int32(self.start), symbols[:, :-1]),
+      "tokens": np.where(reset, np.int32(self.symbol), symbols[:, :-1]),
       "targets": symbols[:, 1:],
       "weights": np.ones(reset.shape, np.float32),
       "reset": reset,
     }
+
+  def first(self, places: np.ndarray, length: int) -> np.ndarray:
+    """Whether a document begins at each of the `length` from `places` on."""
+    rounds, inside = np.divmod([places, places + length], len(self))
+    # starts are numbered on from round to round
+    begin, end = rounds * len(self.starts) + np.searchsorted(
+      self.starts, inside
+    )
+    counts = end - begin
+    row = np.arange(len(places)).repeat(counts)
+    number = np.arange(counts.sum()) + (end - counts.cumsum()).repeat(counts)
+    rounds, inside = np.divmod(number, len(self.starts))
+    found = np.zeros((len(places), length), bool)
+    at = rounds * len(self) + self.starts[inside] - places[row]
+    found[row, at] = True
+    return found
 
 
 class Text:
@@ -279,8 +298,9 @@ class Text:
     from arch import quantiser  # scipy, which few models want
 
     packed = self._packed("train")
-    part = packed.targets[:COUNTED], packed.first[:COUNTED]
-    return quantiser.pairs(*part, self.vocab + 1)
+    targets = packed.targets[:COUNTED]
+    (first,) = packed.first(np.zeros(1, np.int64), len(targets))
+    return quantiser.pairs(targets, first, self.vocab + 1)
 
   def _split(self, split: str) -> Split:
     if split not in corpus.SPLITS:
@@ -290,8 +310,13 @@ class Text:
     return self.corpus.splits[split]
 
   def _pack(self, split: str, part: Split) -> Packed:
-    try:
+    with self._told(split):
       return Packed(*self.tokenizer.encode_all(part), self.vocab)
+
+  @contextlib.contextmanager
+  def _told(self, split: str):
+    try:
+      yield
     except ValueError as error:
       raise ValueError(f"{self.name}, {split}: {error}") from None
 
@@ -301,39 +326,55 @@ class Text:
       return self._pack(split, part)
 
     def fill(folder):
+      size = len(part.bytes)
       self._progress(
-        f"encoding the {split} split of {self.name}, once: "
-        f"{len(part.bytes) / 1e6:.1f} MB"
+        f"encoding the {split} split of {self.name}, once: {size / 1e6:.1f} MB"
       )
-      packed = self._pack(split, part)
-      np.save(folder / "targets.npy", packed.targets)
-      np.save(folder / "first.npy", packed.first)
+      with (
+        self._told(split),
+        Growing(folder, "place", ("targets", "starts"), (0, 0)) as files,
+      ):
+        at, count = files.at
+        with corpus.bar(self.name, "encoding", size, at) as encoded:
+          for ids, starts, end in self.tokenizer.encoded(part, at):
+            files.append("targets", ids)
+            files.append("starts", starts + count)
+            count += len(ids)
+            files.stand((end, count))
+            encoded.update(end - at)
+            at = end
 
     folder = cache.kept(
-      f"tokens-{self.hash[:32]}-{self.tokenizer.hash[:32]}-{split}",
+      f"symbols-{self.hash[:32]}-{self.tokenizer.hash[:32]}-{split}",
       fill,
       self._progress,
     )
-    targets, first = (
-      np.load(folder / f"{name}.npy", mmap_mode="r")
-      for name in ("targets", "first")
+    return Packed(
+      corpus.mapped(folder / "targets", self.tokenizer.dtype),
+      corpus.mapped(folder / "starts", corpus.START),
+      self.vocab,
     )
-    return Packed(targets, first, self.vocab)
 
 
 def _bpe(source: corpus.Corpus, vocab: int, progress: Progress):
+  """A BPE of the training text, and what was read of that, if not all."""
+  train = source.splits["train"]
+  size, sampled = len(train.bytes) / 1e6, len(train.bytes) > SAMPLE
+  of = f"{SAMPLE / 1e6:.0f} of its {size:.0f} MB, evenly spread"
+
   def fill(folder):
-    train = source.splits["train"]
     progress(
       f"training a BPE of {vocab} symbols on {source.name}, once: "
-      f"{len(train.bytes) / 1e6:.1f} MB"
+      + (of if sampled else f"{size:.1f} MB")
     )
-    learnt = tokenizer.BPE.train(train.documents(), vocab)
-    learnt.by_frequency(train).save(folder / tokenizer.FILE)
+    part = train.sample(SAMPLE)
+    learnt = tokenizer.BPE.train(part.documents(), vocab)
+    learnt.by_frequency(part).save(folder / tokenizer.FILE)
 
-  key = f"bpe-by-frequency-{source.hash[:32]}-{vocab}"
+  key = f"bpe-by-frequency-{source.hash[:32]}-{vocab}" + f"-{SAMPLE}" * sampled
   folder = cache.kept(key, fill, progress)
-  return tokenizer.load(folder / tokenizer.FILE)
+  tokens = tokenizer.load(folder / tokenizer.FILE)
+  return tokens, f"the BPE is learnt from {of}" * sampled
 
 
 def _fields(name: str, text: str) -> dict[str, Any]:

@@ -15,9 +15,10 @@ import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 
 # Where a text may be cut without changing a symbol. GPT-2's split into words
-# never joins a line feed that is followed by no white space to what precedes
-# it; those of later models join it to punctuation.
-SEAM, NARROW_SEAM, NO_SEAM = r"\n(?=\S)", r"(?<=[^\W_])\n(?=\S)", r"(?!)"
+# never joins a line feed or a space that is followed by no white space to what
+# precedes it; those of later models join line feeds to punctuation.
+SEAM, LINE_SEAM = r"[\n ](?=\S)", r"\n(?=\S)"
+NARROW_SEAM, NO_SEAM = r"(?<=[^\W_])\n(?=\S)", r"(?!)"
 # Steps before a BPE that cut a text and keep every byte, beside ByteLevel.
 CUTS = ("Digits", "Punctuation", "Split")
 MOST = 1 << 22  # symbols; published vocabularies have a tenth of it
@@ -163,10 +164,12 @@ def seam(spec: dict, steps: Iterable[dict]) -> str:
     or (step["type"] == "ByteLevel" and step.get("use_regex", True))
     for step in steps
   )
-  across = any("\n" in token["content"][1:] for token in _added(spec))
-  if across or not words:
+  inside = "".join(token["content"][1:] for token in _added(spec))
+  if "\n" in inside or not words:
     return NO_SEAM
-  return SEAM if len(steps) == 1 else NARROW_SEAM
+  if len(steps) > 1:
+    return NARROW_SEAM
+  return LINE_SEAM if " " in inside else SEAM
 
 
 @functools.cache

@@ -4,13 +4,15 @@
   .parquet  a document is the string in a row's column; needs pyarrow
   others    one document, the file
 
-.gz and .xz are unpacked. Errors: ValueError for a file that cannot be used,
-OSError for one that cannot be opened.
+.gz and .xz are unpacked. A file is read in pieces, from its start or from where
+reading stopped. Errors: ValueError for a file that cannot be read or used,
+OSError for a folder that cannot be opened.
 """
 
 import codecs
 import contextlib
 import gzip
+import itertools
 import json
 import lzma
 import os
@@ -18,11 +20,13 @@ import pathlib
 import textwrap
 import zlib
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 OPEN = {".gz": gzip.open, ".xz": lzma.open}
 ENDINGS = (".txt", ".jsonl", ".parquet")
 FIELD = "text"
 PIECE = 1 << 24  # bytes; decoded, a symbol may take four times its memory
+ROWS = 1 << 10  # that are read at once
 
 
 def unpacked(path: pathlib.Path) -> pathlib.Path:
@@ -67,81 +71,138 @@ def _stop(error: OSError):
   raise error
 
 
-def documents(
-  path: pathlib.Path, field: str | None, plain: bool
-) -> list[bytes]:
-  """The documents of a file.
+class Piece(NamedTuple):
+  """A part of a document.
+
+  Attributes:
+    text: its bytes.
+    last: whether the document ends with it.
+    place: where to read on after it: bytes, unpacked, and documents (of a line,
+      lines).
+    done: how many bytes of the file were read for it, packed as they are.
+  """
+
+  text: bytes
+  last: bool
+  place: tuple[int, int]
+  done: int
+
+
+def read(
+  path: pathlib.Path,
+  field: str | None,
+  plain: bool,
+  place: tuple[int, int] = (0, 0),
+) -> Iterator[Piece]:
+  """The documents of a file, in pieces of about PIECE bytes.
 
   Args:
     field: of a line or row; "text" without.
     plain: the file is one document, whatever its bytes.
+    place: of the last piece that was read before.
   """
   kind = "" if plain else unpacked(path).suffix
   if kind == ".jsonl":
-    return list(_lines(path, field or FIELD))
-  if kind == ".parquet":
-    return list(_rows(path, field or FIELD))
-  if field:
+    yield from _lines(path, field or FIELD, *place)
+  elif kind == ".parquet":
+    yield from _rows(path, field or FIELD, place[1])
+  elif field:
     raise ValueError(
       f"{path} has no field {field!r}: it is not .jsonl, .parquet"
     )
-  with _opened(path) as stream:
-    text = stream.read()
-  if not plain:
-    _check(path, text)
-  return [text]
+  else:
+    yield from _whole(path, plain, *place)
 
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path):
+  """The unpacked stream, and the file itself."""
   try:
-    with OPEN.get(path.suffix, open)(path, "rb") as stream:
-      yield stream
+    with (
+      open(path, "rb") as file,
+      OPEN.get(path.suffix, contextlib.nullcontext)(file) as stream,
+    ):
+      yield stream, file
   except (gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError) as error:
     raise ValueError(f"{path} cannot be unpacked: {error}") from error
-
-
-def _check(path: pathlib.Path, text: bytes):
-  """ValueError for what is no text."""
-  advice = f"bytes:{path} takes any bytes"
-  decoder = codecs.getincrementaldecoder("utf-8")()
-  try:
-    for at in range(0, len(text), PIECE):
-      decoder.decode(text[at : at + PIECE], at + PIECE >= len(text))
-  except UnicodeDecodeError:
-    raise ValueError(f"{_not_utf8(path, text)}, or {advice}") from None
-  if nul := text.count(0):
+  except OSError as error:
     raise ValueError(
-      f"{path} is no text: {_share(nul, text)} are NUL; name a text in UTF-8, "
-      f"or {advice}"
+      f"{path} cannot be read: {error.strerror or error}"
+    ) from error
+
+
+def _whole(
+  path: pathlib.Path, plain: bool, at: int, number: int
+) -> Iterator[Piece]:
+  if number:
+    return
+  rest, last = b"", False
+  with _opened(path) as (stream, file):
+    stream.seek(at)
+    while not last:
+      more = stream.read(PIECE)
+      text, last = rest + more, not more
+      end = len(text) if plain else _checked(path, text, last)
+      at += end
+      yield Piece(text[:end], last, (at, int(last)), file.tell())
+      rest = text[end:]
+
+
+def _checked(path: pathlib.Path, text: bytes, last: bool) -> int:
+  """How much of it ends with a whole symbol; ValueError for what is no text."""
+  try:
+    _, end = codecs.utf_8_decode(text, "strict", last)
+  except UnicodeDecodeError:
+    end = None
+  if end is None or 0 in text:
+    raise ValueError(f"{_fault(path)}, or bytes:{path} takes any bytes")
+  return end
+
+
+def _fault(path: pathlib.Path) -> str:
+  """What is wrong with a file that is no text."""
+  size = nul = right = 0
+  first, rest = None, b""
+  decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+  with _opened(path) as (stream, _):
+    while more := stream.read(PIECE):
+      nul += more.count(0)
+      right += len(decoder.decode(more).encode())
+      if first is None:
+        text = rest + more
+        try:
+          rest = text[codecs.utf_8_decode(text)[1] :]
+        except UnicodeDecodeError as error:
+          first = size - len(rest) + error.start, text[error.start]
+      size += len(more)
+  if first is not None:
+    at, byte = first
+    return (
+      f"{path}: {_share(size - right, size)} are not UTF-8 (the first is byte "
+      f"{at}, 0x{byte:02x}); convert it (iconv -t utf-8)"
     )
+  if rest:
+    end = size - len(rest)
+    return (
+      f"{path} ends inside a symbol of UTF-8: cut it at {end} bytes "
+      f"(head -c {end})"
+    )
+  return f"{path} is no text: {_share(nul, size)} are NUL; name a text in UTF-8"
 
 
-def _share(part: int, text: bytes) -> str:
-  size = len(text)
+def _share(part: int, size: int) -> str:
   return f"{part:,} of its {size:,} bytes, {part / size:.2%},"
 
 
-def _not_utf8(path: pathlib.Path, text: bytes) -> str:
-  try:
-    text.decode()
-  except UnicodeDecodeError as error:
-    if error.end == len(text) and "end of data" in error.reason:
-      return (
-        f"{path} ends inside a symbol of UTF-8: cut it at {error.start} bytes "
-        f"(head -c {error.start})"
-      )
-    wrong = len(text) - len(text.decode(errors="ignore").encode())
-    return (
-      f"{path}: {_share(wrong, text)} are not UTF-8 (the first is byte "
-      f"{error.start}, 0x{text[error.start]:02x}); convert it (iconv -t utf-8)"
-    )
-
-
-def _lines(path: pathlib.Path, field: str) -> Iterator[bytes]:
-  with _opened(path) as stream:
-    for number, line in enumerate(stream, 1):
+def _lines(
+  path: pathlib.Path, field: str, at: int, number: int
+) -> Iterator[Piece]:
+  with _opened(path) as (stream, file):
+    stream.seek(at)
+    for line in stream:
+      number += 1
       where = f"{path}, line {number}"
+      at += len(line)
       if not line.strip():
         continue
       try:
@@ -152,10 +213,11 @@ def _lines(path: pathlib.Path, field: str) -> Iterator[bytes]:
         raise ValueError(f"{where} is no object with a field {field!r}")
       if field not in found:
         raise ValueError(_missing(where, field, found))
-      yield _encoded(where, field, found[field])
+      text = _encoded(where, field, found[field])
+      yield Piece(text, True, (at, number), file.tell())
 
 
-def _rows(path: pathlib.Path, field: str) -> Iterator[bytes]:
+def _rows(path: pathlib.Path, field: str, number: int) -> Iterator[Piece]:
   try:
     import pyarrow
     from pyarrow import parquet
@@ -166,11 +228,21 @@ def _rows(path: pathlib.Path, field: str) -> Iterator[bytes]:
       columns = file.schema_arrow.names
       if field not in columns:
         raise ValueError(_missing(path, field, columns))
-      number = 0
-      for batch in file.iter_batches(columns=[field]):
-        for value in batch.column(0).to_pylist():
-          number += 1
-          yield _encoded(f"{path}, row {number}", field, value)
+      size, rows = path.stat().st_size, file.metadata.num_rows
+      begin = 0
+      for group in range(file.num_row_groups):
+        end = begin + file.metadata.row_group(group).num_rows
+        if end > number:
+          values = (
+            value
+            for batch in file.iter_batches(ROWS, [group], [field])
+            for value in batch.column(0).to_pylist()
+          )
+          for value in itertools.islice(values, number - begin, None):
+            number += 1
+            text = _encoded(f"{path}, row {number}", field, value)
+            yield Piece(text, True, (0, number), size * number // rows)
+        begin = end
   except (pyarrow.ArrowException, UnicodeError, OSError) as error:
     why = textwrap.shorten(str(error), 300)
     raise ValueError(f"{path} cannot be read as Parquet: {why}") from error

@@ -19,13 +19,15 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from train import exactness, workdir
-from train.corpus import Split
+from train.corpus import START, Split, cut
 
 KINDS = ("bytes", "bpe")
 FILE = "tokenizer.json"  # in a run's workdir
 # The BPE takes BATCH pieces of about PIECE characters at once: it needs some
 # 200 bytes of memory a character.
 PIECE, BATCH = 1 << 13, 256
+WINDOW = 1 << 20  # bytes that are decoded at once
+MOST = 1 << 26  # characters of a piece where a text has no place to cut it
 # A BPE is learnt in time that grows with the square of a word's length.
 LONGEST = 1 << 10
 LONG = re.compile(rf"(?<!\S)\S{{{LONGEST}}}|(?<!\s)\s{{{LONGEST}}}")
@@ -41,7 +43,7 @@ class Bytes:
     return np.frombuffer(text, np.uint8)
 
   def encode_all(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    return split.bytes, split.first
+    return split.bytes, split.starts
 
   def decode(self, ids: Iterable[int]) -> bytes:
     return bytes(map(int, ids))
@@ -101,7 +103,7 @@ class BPE:
     texts = (
       part
       for document in documents
-      for piece in _cut(_text(document), seam)
+      for piece, _, _ in _pieces(Split.of([document]), seam)
       for part in _parts(piece, level)
     )
     # in a thread: a signal is not heard in a call of minutes
@@ -111,7 +113,9 @@ class BPE:
 
   def by_frequency(self, split: Split) -> "BPE":
     """The same symbols, numbered by how often a split has them, most first."""
-    counts = np.bincount(self.encode_all(split)[0], minlength=self.vocab)
+    counts = np.zeros(self.vocab, np.int64)
+    for ids, _, _ in self.encoded(split):
+      counts += np.bincount(ids, minlength=self.vocab)
     order = np.argsort(-counts, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
@@ -137,28 +141,45 @@ class BPE:
     return self.encode_all(Split.of([text]))[0]
 
   def encode_all(self, split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The symbols of a split, and True where one begins a document.
+    """The symbols of a split, and where in them documents begin.
 
     Raises:
       ValueError: the text is not UTF-8, or the symbols do not spell it.
     """
-    pieces = _pieces(split, self.seam)
-    ids, first = [np.zeros(0, self.dtype)], [np.zeros(0, bool)]
-    at = 0
+    ids, starts, count = [np.zeros(0, self.dtype)], [np.zeros(0, START)], 0
+    for found, begin, _ in self.encoded(split):
+      ids.append(found)
+      starts.append(begin + count)
+      count += len(found)
+    return np.concatenate(ids), np.concatenate(starts)
+
+  def encoded(
+    self, split: Split, at: int = 0
+  ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """The same in parts: symbols, where among them documents begin, and the
+    byte up to which they are.
+
+    Args:
+      at: the byte that an earlier call came up to.
+    """
+    pieces = _pieces(split, self.seam, at)
     while batch := list(itertools.islice(pieces, BATCH)):
       with _library():
         made = self.bpe.encode_batch_fast(
-          [piece for piece, _ in batch], add_special_tokens=False
+          [piece for piece, _, _ in batch], add_special_tokens=False
         )
-      for encoding, (piece, begins) in zip(made, batch, strict=True):
+      parts, starts, count = [], [], 0
+      for encoding, (piece, begins, end) in zip(made, batch, strict=True):
         found, text = encoding.ids, piece.encode()
         spelt = self.decode(found)
         if spelt != text:
-          raise ValueError(self._difference(text, spelt, at))
-        at += len(text)
-        ids.append(np.array(found, self.dtype))
-        first.append((np.arange(len(found)) == 0) & begins)
-    return np.concatenate(ids), np.concatenate(first)
+          raise ValueError(self._difference(text, spelt, end - len(text)))
+        if begins:
+          starts.append(count)
+        count += len(found)
+        parts.append(np.array(found, self.dtype))
+      yield np.concatenate(parts), np.array(starts, START), end
+      split.leave()
 
   def _difference(self, text: bytes, spelt: bytes, at: int) -> str:
     same = len(os.path.commonprefix([text, spelt]))
@@ -173,7 +194,7 @@ class BPE:
     return f"the BPE {why}; the tokenizer 'bytes' takes any text"
 
   def decode(self, ids: Iterable[int]) -> bytes:
-    return b"".join(self.pieces[i] for i in ids)
+    return b"".join(map(self.pieces.__getitem__, ids))
 
   def save(self, path: pathlib.Path):
     """ValueError where a trained run has another."""
@@ -239,13 +260,30 @@ def of_run(run) -> Bytes | BPE:
   return tokens
 
 
-def _pieces(split: Split, seam: re.Pattern) -> Iterator[tuple[str, bool]]:
-  """What documents are encoded in, and whether each begins one."""
-  at = 0
-  for document in split.documents():
-    for i, piece in enumerate(_cut(_text(document, at), seam)):
-      yield piece, i == 0
-    at += len(document)
+def _pieces(
+  split: Split, seam: re.Pattern, at: int = 0
+) -> Iterator[tuple[str, bool, int]]:
+  """What documents are encoded in, whether each begins one, and the byte up to
+  which they are.
+
+  Args:
+    at: the byte that an earlier call came up to.
+  """
+  number = int(np.searchsorted(split.starts, at, "right")) - 1
+  for start, end in split.spans(max(number, 0)):
+    begins, at = at <= start, max(at, start)
+    for piece in _cut(_decoded(split, at, end), seam):
+      at += len(piece.encode())
+      yield piece, begins, at
+      begins = False
+
+
+def _decoded(split: Split, start: int, end: int) -> Iterator[str]:
+  """The text of these bytes, in parts."""
+  while start < end:
+    size = cut(split.bytes[start:end], WINDOW)
+    yield _text(split.bytes[start : start + size].tobytes(), start)
+    start += size
 
 
 def _text(text: bytes, at: int = 0) -> str:
@@ -259,14 +297,24 @@ def _text(text: bytes, at: int = 0) -> str:
     ) from error
 
 
-def _cut(text: str, seam: re.Pattern) -> Iterator[str]:
-  """Pieces of about PIECE characters that encode as the whole would."""
-  start = 0
-  while start < len(text):
-    found = seam.search(text, start + PIECE)
-    end = found.start() if found else len(text)
-    yield text[start:end]
-    start = end
+def _cut(parts: Iterable[str], seam: re.Pattern) -> Iterator[str]:
+  """Pieces of about PIECE characters that encode as the parts at once would."""
+  rest = ""
+  for part in parts:
+    start, seen = 0, len(rest) - 1  # whether the last is a seam the next tells
+    rest += part
+    while found := seam.search(rest, max(start + PIECE, seen)):
+      yield rest[start : found.start()]
+      start = found.start()
+    rest = rest[start:]
+    if len(rest) > MOST:
+      raise ValueError(
+        f"{len(rest):,} characters without a place to cut them, such as a "
+        "space between words, are more than a BPE is given at once; the "
+        "tokenizer 'bytes' takes any text"
+      )
+  if rest:
+    yield rest
 
 
 def _parts(text: str, level) -> Iterator[str]:
