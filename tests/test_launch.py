@@ -327,6 +327,7 @@ RUBBISH = {
     "workdir": ("", "/none", "{tmp}/file", "{tmp}"),
     "context": (*NUMBERS, "0"),
     "chunk": (*NUMBERS, "0"),
+    "lanes": (*NUMBERS, "0"),
     "split": ("", "all"),
     "which": ("", "first"),
     "data": ("",),

@@ -36,6 +36,7 @@ from train.growing import Growing
 KNOWN = ("stdlib", "text:PATH", "bytes:PATH", "tfds:NAME[/CONFIG]")
 COUNTED = 20_000_000  # symbols of which co-occurrences are counted
 SAMPLE = 1 << 28  # bytes that a BPE is learnt from, at most
+PADDED = 4 / 3  # rows side by side hold at most so many times their symbols
 VALID, TEST = 1, 2  # streams of a task's key; 0 is training's
 
 Batch = dict[str, np.ndarray]
@@ -152,15 +153,22 @@ class Packed:
   def __len__(self) -> int:
     return len(self.targets)
 
-  def windows(self, places: np.ndarray, length: int) -> Batch:
-    """The `length` targets from each of `places` on; past the end: begin."""
+  def windows(self, places: np.ndarray, length: int, ends=None) -> Batch:
+    """The `length` targets from each of `places` on; past the end: begin.
+
+    Args:
+      ends: from where on targets weigh nothing, one for all or one a window.
+    """
     at = places[:, None] + np.arange(-1, length)[None]
     symbols = self.targets.take(at, mode="wrap").astype(np.int32)
     reset = self.first(places, length)
+    weights = np.ones(reset.shape, np.float32)
+    if ends is not None:
+      weights[at[:, 1:] >= np.reshape(ends, (-1, 1))] = 0
     return {
       "tokens": np.where(reset, np.int32(self.symbol), symbols[:, :-1]),
       "targets": symbols[:, 1:],
-      "weights": np.ones(reset.shape, np.float32),
+      "weights": weights,
       "reset": reset,
     }
 
@@ -179,6 +187,19 @@ class Packed:
     at = rounds * len(self) + self.starts[inside] - places[row]
     found[row, at] = True
     return found
+
+  def lanes(self, count: int, apart: np.ndarray) -> np.ndarray:
+    """Where `count` parts of about equal size begin, and the end.
+
+    Args:
+      apart: where a part may begin, ascending from 0; what is nearest to an
+        even cut is taken, for several where there are few.
+    """
+    edges = np.append(apart, len(self))
+    even = np.arange(count + 1) * len(self) / count
+    after = np.searchsorted(edges, even).clip(1, len(edges) - 1)
+    below, above = edges[after - 1], edges[after]
+    return np.where(even - below < above - even, below, above)
 
 
 class Text:
@@ -286,11 +307,38 @@ class Text:
 
     def make(index):
       starts = (index * batch + np.arange(batch)) * length
-      made = packed.windows(starts, length)
-      inside = starts[:, None] + np.arange(length)[None] < len(packed)
-      return {**made, "weights": inside.astype(np.float32)}
+      return packed.windows(starts, length, len(packed))
 
     return Batches(-(-len(packed) // (batch * length)), len(part.bytes), make)
+
+  def lanes(
+    self, split: str, length: int, counts: Iterable[int], windows: bool = False
+  ) -> tuple[Batches, int]:
+    """A whole split in rows side by side, each of which goes on from batch to
+    batch, and how many rows there are.
+
+    Each byte is scored once, and each document is of one row: as many rows as
+    are asked for, or fewer where documents are too few or too unequal. What
+    pads the shorter ones weighs nothing.
+
+    Args:
+      counts: how many rows there may be, the best first; the last is 1. Taken
+        is the first that pads little, see PADDED.
+      windows: whether rows begin with any window, in place of a document.
+    """
+    packed = self._packed(split)
+    apart = np.arange(0, len(packed), length) if windows else packed.starts
+    alone = -(-len(packed) // length)
+    for count in counts:
+      edges = packed.lanes(count, apart)
+      calls = -(-int(np.diff(edges).max()) // length)
+      if count * calls <= PADDED * alone:
+        break
+
+    def make(index):
+      return packed.windows(edges[:-1] + index * length, length, edges[1:])
+
+    return Batches(calls, self.bytes_of(split), make), count
 
   def counts(self):
     """How often each symbol of the training text follows each, sparse: among

@@ -5,18 +5,27 @@ Bits per byte is the sum of -log2 p over all targets, divided by the bytes of
 the raw text that they spell.
 """
 
+import collections
 import dataclasses
-import functools
 import math
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from arch import arrays
+from arch import arrays, rows
 from train import data as data_lib
 from train import models, progress
 from train.sharding import Sharding, apart
+
+AHEAD = 4  # calls that are on their way while an answer is read
+# lanes by default, or one a device where there are more: a core of a CPU reads
+# several texts at once no faster than one by one
+MOST = {"cpu": 1, "gpu": 32, "tpu": 32}
+STATES = 1 << 30  # bytes of lanes' states on a device, by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +61,32 @@ class Score:
 
 
 def sums(model, batch, state=None):
-  """Nats, hits and weight of a batch, 3, and the state after it."""
+  """Nats, hits and weight of each row, B 3, and the state after the batch."""
   nats, right, state = model.score(
     batch["tokens"], batch["targets"], batch["reset"], state
   )
   w = batch["weights"]
-  return jnp.stack([jnp.sum(nats * w), jnp.sum(right * w), jnp.sum(w)]), state
+  return jnp.stack([jnp.sum(x, 1) for x in (nats * w, right * w, w)], 1), state
+
+
+def total(answers: Iterable) -> np.ndarray | float:
+  """The sum over rows and calls, ... B 3 -> ... 3; 0 of no calls.
+
+  On the host in float64: a long split outgrows float32.
+  """
+  return sum(np.sum(np.asarray(a, np.float64), -2) for a in answers)
+
+
+def behind(answers: Iterable) -> Iterator:
+  """The answers, each read once AHEAD more were asked for: the devices need not
+  wait for that, and no more than these calls are kept for them."""
+  waiting = collections.deque()
+  for answer in answers:
+    answer.copy_to_host_async()
+    waiting.append(answer)
+    if len(waiting) > AHEAD:
+      yield np.asarray(waiting.popleft())
+  yield from map(np.asarray, waiting)
 
 
 class Scorer:
@@ -84,14 +113,85 @@ class Scorer:
     R, averaged = state["step"].shape, "ema" in state and not last
     params = state["ema" if averaged else "params"]
     score, sharding = self._compiled[len(R)], Sharding.of(state)
-    # summed on the host in float64: a long split outgrows float32
-    sums = 0.0
-    for batch in batches:
+
+    def answer(batch):
       batch = sharding.batch(batch, *R)
       with apart(batch):
-        part = score(params, state["buffers"], batch)
-      sums = sums + np.asarray(part, np.float64)
+        return score(params, state["buffers"], batch)
+
+    sums = total(map(answer, batches))
     return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]
+
+
+class Lanes:
+  """Scores texts side by side, each from the state that its last call left;
+  with learned positions from a fresh one in every call.
+
+  Args:
+    context: how many tokens back attention looks; the config's by default.
+  """
+
+  def __init__(self, model, context: int | None = None):
+    self._graph, self._weights = arrays.split(model)
+    self._context, self._alone = context, model.limit is not None
+
+  def counts(self, most: int | None = None) -> list[int]:
+    """How many lanes there may be, the most first: equally many on each device,
+    or one on some.
+
+    Args:
+      most: by default MOST, or as many as STATES holds.
+    """
+    G = len(jax.devices())
+    if most is None:
+      state = jax.tree.leaves(self._shapes(1))
+      size = sum(x.size * x.dtype.itemsize for x in state)
+      fit = G * STATES // max(1, size)
+      most = max(G, min(MOST[jax.default_backend()], fit))
+    return [n for n in range(most, 0, -1) if n % G == 0 or n < G]
+
+  def __call__(self, batches: Iterable, B: int) -> Iterator:
+    """`sums` of each batch of B lanes, which may not be there yet."""
+    sharding = Sharding.fitting(1, B)
+    weights, state, call = self.start(sharding.mesh, B)
+    for batch in batches:
+      batch = sharding.batch(batch)
+      with apart(batch):
+        found, new = call(weights, state, batch)
+      state = state if self._alone else new
+      yield found
+
+  def start(self, mesh, B: int):
+    """Weights, a fresh state, and (weights, state, batch) -> `sums`."""
+    whole, lanes = (NamedSharding(mesh, spec) for spec in (P(), P(rows.AXIS)))
+    places = self.places(mesh)
+    weights = jax.device_put(self._weights, whole)
+    fresh = jax.jit(self._fresh, static_argnums=1, out_shardings=places)
+    call = jax.jit(
+      self._sums,
+      donate_argnums=() if self._alone else (1,),
+      out_shardings=(lanes, places),
+    )
+    return weights, fresh(weights, B), call
+
+  def places(self, mesh):
+    """Where each leaf of a state is: every lane's on the lane's device."""
+
+    def place(one, two):
+      axes = zip(one.shape, two.shape, strict=True)
+      own = (rows.AXIS if a != b else None for a, b in axes)
+      return NamedSharding(mesh, P(*own))
+
+    return jax.tree.map(place, self._shapes(1), self._shapes(2))
+
+  def _sums(self, weights, state, batch):
+    return sums(arrays.join(self._graph, weights), batch, state)
+
+  def _fresh(self, weights, B: int):
+    return arrays.join(self._graph, weights).init_state(B, self._context)
+
+  def _shapes(self, B: int):
+    return jax.eval_shape(lambda w: self._fresh(w, B), self._weights)
 
 
 def whole(
@@ -101,24 +201,30 @@ def whole(
   split: str = "test",
   context: int | None = None,
   chunk: int = 1024,
+  lanes: int | None = None,
   which: str = "best",
-) -> tuple[Score, data_lib.Text, int | None]:
-  """Scores a whole split as one stream, each byte once.
+) -> tuple[Score, data_lib.Text, int | None, int]:
+  """Scores a whole split, each byte once and as in one stream.
 
   Recurrences carry their state from call to call, attention its ring; a reset
-  at each document's first token forgets both. A model with learned positions
-  has no more than those: it is scored in windows, each with a fresh state.
+  at each document's first token forgets both. So runs of documents are scored
+  side by side, in lanes, as one after another; a document is never cut. A model
+  with learned positions has no more than those: it is scored in windows, each
+  with a fresh state.
 
   Args:
     run: a trained run's workdir, or an artefact.
     data: what train.data.load knows; the run's own by default.
     context: how many tokens back attention looks; the config's by default.
-    chunk: tokens a call.
+    chunk: tokens of a lane a call.
+    lanes: how many at most; by default what Lanes.counts says.
 
   Returns:
-    The score, the data that it is of, and the tokens of a window, or None.
+    The score, the data that it is of, the tokens of a window, or None, and how
+    many lanes there were.
   """
-  for name, value in (("context", context), ("chunk", chunk)):
+  counts = {"context": context, "chunk": chunk, "lanes": lanes}
+  for name, value in counts.items():
     if value is not None and value < 1:
       raise ValueError(f"--{name}={value} must be at least 1")
   cfg, tokens, model = models.trained(run, which)
@@ -126,18 +232,14 @@ def whole(
   text = data_lib.load(named, tokens=tokens)
   if text.is_task:
     raise ValueError(f"{text.name} is a task: a stream needs text")
-  graph, weights = arrays.split(model)
-
-  @functools.partial(jax.jit, donate_argnums=1)
-  def add(weights, state, batch):
-    return sums(arrays.join(graph, weights), batch, state)
-
-  window = model.limit
-  state, total = None, np.zeros(3)
-  parts = text.windows(split, window or chunk, batch=1)
-  for part in progress.bar(parts, f"{text.name} {split}", unit="chunk"):
-    if window or state is None:
-      state = arrays.init_state(graph, weights, 1, context)
-    found, state = add(weights, state, part)
-    total += np.asarray(found, np.float64)
-  return Score(*total.tolist(), parts.bytes), text, window
+  window, scorer = model.limit, Lanes(model, context)
+  parts, lanes = text.lanes(
+    split, window or chunk, scorer.counts(lanes), windows=window is not None
+  )
+  found = progress.bar(
+    behind(scorer(parts, lanes)),
+    f"{text.name} {split}",
+    total=len(parts),
+    unit="chunk",
+  )
+  return Score(*total(found).tolist(), parts.bytes), text, window, lanes
