@@ -306,6 +306,7 @@ def test_chips_of_their_own_share_the_runs(lines):
     return Cost(2.0, GIB, 90.0, {})
 
   found = lines(step, seeds=3, processes=8)
+  assert re.search(r"attention +6 runs +1.00 fits +1000–2000", "\n".join(found))
   # at most two arms' three runs at the same time
   assert found[0].startswith("v5e-1: 6 processes with a chip each of 15.75 GiB")
   # twelve runs of 563 steps of 2 s, or of half of it, on six chips; each chip

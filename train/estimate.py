@@ -25,7 +25,7 @@ class Program(NamedTuple):
   """One of an arm's: its step, for as many runs as it trains at once.
 
   Attributes:
-    what: `3 rates` or `3 seeds`.
+    what: `3 rates`, `3 seeds`, or `6 runs` of both, one by one.
     runs: how many there are; together: how many it trains at once.
     own: whether each has batches of its own.
   """
@@ -51,6 +51,9 @@ def programs(plan, together: int) -> list[Program]:
       if runs:
         words = many(runs, what)
         found.append(Program(words, runs, size, own and size > 1))
+  if all(program.together == 1 for program in found):
+    runs = sum(program.runs for program in found)
+    return [Program(many(runs, "run"), runs, 1, False)]
   return found
 
 
