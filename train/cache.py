@@ -93,9 +93,8 @@ def _alone(folder: pathlib.Path, progress: Callable[[str], None]):
       except BlockingIOError:
         progress(f"waiting for another process, which writes {folder}")
         fcntl.flock(file, fcntl.LOCK_EX)
-      with contextlib.suppress(
-        FileNotFoundError
-      ):  # it was done, and removed it
+      # it was done, and removed the lock
+      with contextlib.suppress(FileNotFoundError):
         if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
           break
     try:
