@@ -34,8 +34,15 @@ RUN = {
   "data?": {"name?": text, "tokenizer?": text},
 }
 
-# A resumed run may change these: they say when to look, not what is learnt.
-FREE = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
+# A resumed run may change these: they say when to look and which devices share
+# the work, not what is learnt.
+FREE = (
+  "train.log_every",
+  "train.eval_every",
+  "train.save_every",
+  "train.keep",
+  "train.model_devices",
+)
 
 SYMBOLS = "model.vocab.size"
 
