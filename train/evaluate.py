@@ -15,8 +15,9 @@ import numpy as np
 
 from arch import arrays
 from train import data as data_lib
-from train import models, progress
-from train.sharding import Sharding, apart
+from train import hosts, models, progress
+from train.hosts import Sharding
+from train.sharding import apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Scorer:
       batch = sharding.batch(batch, *R)
       with apart(batch):
         part = score(params, state["buffers"], batch)
-      sums = sums + np.asarray(part, np.float64)
+      sums = sums + np.asarray(hosts.fetch(part), np.float64)
     return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]
 
 

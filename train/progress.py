@@ -9,6 +9,8 @@ import sys
 
 from tqdm import tqdm
 
+from train import hosts
+
 EVERY = 60.0  # seconds between the lines of a file
 MOVES = 0.5  # and between the moves of a bar
 KEPT = 10.0  # where each is kept
@@ -41,8 +43,9 @@ def short(text: str, size: int) -> str:
 
 
 def bar(iterable=None, desc: str = "", **kwargs) -> tqdm:
-  """tqdm(...) on stderr, readable in 80 columns."""
+  """tqdm(...) on stderr, readable in 80 columns, of the first process alone."""
   kwargs |= {"iterable": iterable, "desc": short(desc, DESCRIPTION)}
+  kwargs["disable"] = not hosts.first()
   if sys.stderr.isatty():
     return tqdm(
       **kwargs,
