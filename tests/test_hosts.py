@@ -193,14 +193,14 @@ def test_stopped_killed_and_resumed_by_others_is_never_stopped(
 
 # what is refused, and what is asked once, in two processes
 SAID = """
-import json, sys
+import json, os, resource, sys
 import numpy as np
 from train import hosts, platform, workdir
 path, trained, i = sys.argv[1], sys.argv[2], int(sys.argv[3])
 platform.setup("cpu", distributed=True)
 import jax
 from arch import arrays
-from train import data, loop, models
+from train import checkpoint, data, loop, models
 import configs
 workdir.LAG = 0.5
 
@@ -243,7 +243,17 @@ teacher = arrays.split(models.load(trained))[1]
 teacher = jax.device_put(teacher, jax.NamedSharding(x.sharding.mesh, jax.P()))
 said["whole"] = [a.is_fully_replicated for a in jax.tree.leaves(teacher)]
 said["fetch"] = [x.is_fully_addressable, hosts.fetch(x).tolist()]
-print(json.dumps(said))
+noise = np.random.default_rng(0).normal(size=(4, 50_000))
+saved = checkpoint.Checkpoints(run)
+state = hosts.Sharding().batch({"tokens": noise})
+if i == 0:
+  _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+saved.save(1, state)
+if i == 0:
+  said["full"] = refused(saved.wait)
+print(json.dumps(said), flush=True)
+os._exit(0)  # the second one's save waits for the first's
 """
 
 
@@ -294,6 +304,10 @@ def test_a_signal_before_the_first_step_ends_a_process(said):
 def test_what_is_on_the_devices_of_all_is_fetched(said):
   for process in said:
     assert process["fetch"] == [False, np.arange(8).reshape(4, 2).tolist()]
+
+
+def test_a_save_that_fails_in_one_is_told_there_at_once(said):
+  assert "run/checkpoints/1: File too large; raise the limit" in said[0]["full"]
 
 
 def test_a_teacher_is_put_on_the_devices_of_all(said):

@@ -157,6 +157,7 @@ class Checkpoints:
   def _manager(self):
     ocp = orbax()
     background = ocp.AsyncOptions(
+      barrier_sync_fn=barrier(),
       post_finalization_callback=self._seal,
       # or its threads wait for a folder that a full disk refused, and keep
       # the process from ending for 20 minutes
@@ -362,6 +363,18 @@ def checksums(folder: Path) -> dict[str, int]:
           crc = zlib.crc32(chunk, crc)
       found[str(file.relative_to(folder))] = crc
   return found
+
+
+def barrier():
+  """Orbax's between processes, but for one in which a save failed: the others
+  wait for it at an earlier one."""
+  meet = orbax().multihost.get_barrier_sync_fn()
+
+  def sync(**fields):
+    if sys.exc_info()[0] is None:
+      meet(**fields)
+
+  return sync
 
 
 def say(line: str):
