@@ -2,7 +2,7 @@
 
 python -m launch.train --config=mamba2[:tiny|small|full]
   [--workdir=runs/mamba2] [--config.train.lr=3e-3 ...] [--set=vocab=codes ...]
-  [--init=runs/OTHER] [--until=8h]
+  [--init=runs/OTHER] [--until=8h] [--distributed]
 """
 
 from pathlib import Path
@@ -35,6 +35,12 @@ INIT = flags.DEFINE_string(
   "fresh optimiser.",
 )
 UNTIL = command.define_until()
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "Train with the other processes that were started with the same command, on "
+  "this host and others: see docs/hosts.md.",
+)
 flags.mark_flag_as_required("config")
 MEMORY = (
   "--config.train.accumulate=2, --config.model.remat=block, "
@@ -45,8 +51,9 @@ MEMORY = (
 
 def main(argv):
   command.no_more(argv)
+  platform.setup(command.PLATFORM.value, True, DISTRIBUTED.value)
   import configs
-  from train import data, loop, workdir
+  from train import data, hosts, loop, workdir
   from train.signals import Signals
 
   signals = Signals(UNTIL.value)
@@ -54,21 +61,29 @@ def main(argv):
   cfg = configs.told(CONFIG.value, name, SET.value)
   path = WORKDIR.value or f"runs/{name.partition('.')[0]}"
   init = None if INIT.value is None else str(Path(INIT.value))
-  workdir.check(path, cfg, init)
-  if init is not None:
-    workdir.of_run(init)
-  source = data.load(cfg.data.to_dict(), progress=command.say)
-  cfg = loop.resolve(cfg, source)
+
+  def say(line):
+    if hosts.first():
+      command.say(line)
+
+  def prepared():
+    workdir.check(path, cfg, init)
+    if init is not None:
+      workdir.of_run(init)
+    source = data.load(cfg.data.to_dict(), progress=say)
+    return loop.resolve(cfg, source), source
+
+  cfg, source = hosts.together(prepared)
   with signals:
     result = loop.run(cfg, path, source, init=init, signals=signals)
   place = f"{path}: step {result.step} of {cfg.train.steps}"
   if result.done:
-    command.say(f"{place}, valid {result.scores[0]}")
+    say(f"{place}, valid {result.scores[0]}")
     return 0
   kept = "saved; go on" if result.step else "nothing saved yet; start again"
-  command.say(f"{place}, {kept} with: {platform.command()}")
+  say(f"{place}, {kept} with: {platform.command()}")
   return command.stopped(result.stopped)
 
 
 if __name__ == "__main__":
-  command.run(main, cores=True, memory=MEMORY)
+  command.run(main, memory=MEMORY, prepared=False)

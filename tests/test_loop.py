@@ -1,5 +1,6 @@
 """The loop: resume, signals, refusals, divergence."""
 
+import functools
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 from models import config
 
 from arch import arrays, quantiser
-from train import checkpoint, loop, metrics, models
+from train import checkpoint, loop, metrics, models, workdir
 from train import data as data_lib
 from train.step import Step
 
@@ -144,6 +145,42 @@ def test_a_time_that_is_up_saves_and_the_same_call_goes_on(
     np.testing.assert_array_equal, jax.device_get(result.state), state
   )
   assert numbers(tmp_path / "run") == lines and not asked.name
+
+
+def test_a_run_goes_on_on_any_devices(text, tmp_path, monkeypatch):
+  """Eight with a model each, two or four that share one, one alone."""
+  c = prepared(text, batch=8, log_every=100)
+  step, fitting, path = Step(c), loop.Sharding.fitting, tmp_path / "run"
+
+  def stands(devices, model, steps):
+    """Where it stands after so many steps more, and on which mesh."""
+    on = functools.partial(fitting, devices=jax.devices()[:devices])
+    monkeypatch.setattr(loop.Sharding, "fitting", on)
+    c.train.model_devices = model
+    with loop.Signals() as asked:
+      stop = struck(step.train, saved + steps - 1, terminated)
+      asked.name = "" if steps else "SIGTERM"
+      with monkeypatch.context() as patch:
+        patch.setattr(step, "train", stop)
+        result = loop.run(c, path, text, step=step, signals=asked)
+    mesh = result.state["step"].sharding.mesh.shape
+    assert (mesh["model"], mesh["data"]) == (model, devices // model)
+    sharded = [
+      "model" in x.sharding.spec for x in jax.tree.leaves(result.state["opt"])
+    ]
+    assert any(sharded) == (model > 1)
+    return jax.device_get(result.state), result.step
+
+  saved = 0
+  for layout in ((8, 1), (8, 2), (1, 1)):
+    state, saved = stands(*layout, steps=1)
+    assert saved == int(state["step"])
+    for other in ((8, 4), (1, 1), (8, 1)):
+      again, found = stands(*other, steps=0)
+      assert found == saved
+      jax.tree.map(np.testing.assert_array_equal, again, state)
+  assert saved == 3
+  assert workdir.read(path)["config"]["train"]["model_devices"] == 1
 
 
 def test_the_clock_is_saved_with_the_step(

@@ -7,6 +7,9 @@ flipped bit in an array; the seal does. It is written into the temporary folder
 that Orbax then renames, so a folder under its final name is whole unless the
 disk damaged it. Only then are older ones deleted.
 
+Of several processes, all save and restore, in one folder that all see; the
+first of them seals, deletes, moves aside and decides what is restored.
+
 Raises ValueError where there is nothing to restore or it fits another model,
 OSError where the disk does not take a checkpoint.
 """
@@ -23,7 +26,7 @@ from pathlib import Path
 
 import jax
 
-from train import renames, workdir
+from train import hosts, renames, workdir
 
 FOLDER, DAMAGED, SEAL = "checkpoints", "damaged", "seal"
 
@@ -63,7 +66,7 @@ class Checkpoints:
       False where this step is saved already and nothing was written.
     """
     self.wait()
-    if step in steps(self.path):
+    if hosts.decided(lambda: step in steps(self.path)):
       return False
     score = None if metrics is None else float(metrics[self.metric])
     if score is not None and not math.isfinite(score):
@@ -106,6 +109,14 @@ class Checkpoints:
       (state, step), or None where there is none.
     """
     self.wait()
+    whole = hosts.decided(self._newest)
+    self._resync()
+    if whole is None:
+      return None
+    return read(self.folder / str(whole), abstract_state, iterator), whole
+
+  def _newest(self) -> int | None:
+    """The newest whole step; moves those after it aside."""
     damaged = {}
     whole = None
     for step in reversed(steps(self.path)):
@@ -117,10 +128,7 @@ class Checkpoints:
     for step, why in damaged.items():
       if why:
         say(f"damaged checkpoint, moved to {self._aside(step)}: {why}; {then}")
-    self._resync()
-    if whole is None:
-      return None
-    return read(self.folder / str(whole), abstract_state, iterator), whole
+    return whole
 
   def latest(self) -> int | None:
     """The newest step on disk."""
@@ -149,6 +157,7 @@ class Checkpoints:
   def _manager(self):
     ocp = orbax()
     background = ocp.AsyncOptions(
+      barrier_sync_fn=barrier(),
       post_finalization_callback=self._seal,
       # or its threads wait for a folder that a full disk refused, and keep
       # the process from ending for 20 minutes
@@ -159,7 +168,7 @@ class Checkpoints:
       save_root_metadata=False,
       async_options=background,
     )
-    sweep(self.folder)
+    hosts.decided(lambda: sweep(self.folder))
     return ocp.CheckpointManager(self.folder.absolute(), options=options)
 
   def should_preserve(self, checkpoints, *, context):
@@ -189,7 +198,8 @@ class Checkpoints:
       call()
     except (OSError, ValueError) as e:  # TensorStore: ValueError
       step, self._step = self._step, None
-      sweep(self.folder)
+      if hosts.first():
+        sweep(self.folder)
       self._resync()
       for code in workdir.ADVICE:
         why = os.strerror(code)
@@ -256,9 +266,9 @@ def read(folder: Path, abstract_state, iterator=None, part=False):
   if rename:
     state = renames.newer(state, abstract_state, rename)
   if iterator is not None:
-    from grain.checkpoint import CheckpointHandler
-
-    CheckpointHandler().restore(folder / "iterator", iterator)
+    # Grain's own reader wants as many processes as there were
+    (file,) = folder.glob("iterator/process_0-of-*.json")
+    iterator.set_state(json.loads(file.read_text()))
   return state
 
 
@@ -355,8 +365,21 @@ def checksums(folder: Path) -> dict[str, int]:
   return found
 
 
+def barrier():
+  """Orbax's between processes, but for one in which a save failed: the others
+  wait for it at an earlier one."""
+  meet = orbax().multihost.get_barrier_sync_fn()
+
+  def sync(**fields):
+    if sys.exc_info()[0] is None:
+      meet(**fields)
+
+  return sync
+
+
 def say(line: str):
-  print(line, file=sys.stderr, flush=True)
+  if hosts.first():
+    print(line, file=sys.stderr, flush=True)
 
 
 @functools.cache

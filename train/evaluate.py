@@ -18,8 +18,9 @@ from jax.sharding import PartitionSpec as P
 
 from arch import arrays, rows
 from train import data as data_lib
-from train import models, progress
-from train.sharding import Sharding, apart
+from train import hosts, models, progress
+from train.hosts import Sharding
+from train.sharding import apart
 
 AHEAD = 4  # calls that are on their way while an answer is read
 # lanes by default, or one a device where there are more: a core of a CPU reads
@@ -117,7 +118,7 @@ class Scorer:
     def answer(batch):
       batch = sharding.batch(batch, *R)
       with apart(batch):
-        return score(params, state["buffers"], batch)
+        return hosts.fetch(score(params, state["buffers"], batch))
 
     sums = total(map(answer, batches))
     return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]

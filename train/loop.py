@@ -16,14 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from arch import arrays
-from train import checkpoint, models, platform, progress, rules, tokenizer
+from train import (
+  checkpoint,
+  hosts,
+  models,
+  platform,
+  progress,
+  rules,
+  tokenizer,
+)
 from train import metrics as metrics_lib
 from train.evaluate import Score, Scorer
+from train.hosts import Sharding
 from train.metrics import Metrics
-from train.sharding import Sharding
 from train.signals import Signals
 from train.step import Step, overwrite
-from train.workdir import Workdir
+from train.workdir import Workdir, plain
 
 resolve = rules.resolve
 started = False  # whether this process has made a step
@@ -59,7 +67,7 @@ class Result:
 
   @property
   def alive(self) -> list[bool]:
-    return jnp.atleast_1d(self.state["alive"]).tolist()
+    return np.atleast_1d(hosts.fetch(self.state["alive"])).tolist()
 
 
 class Clock:
@@ -154,7 +162,11 @@ def run(
   Raises:
     Diverged: a run without replicates met a loss that is not finite. The
       newest checkpoint is of before that.
+    ValueError: what cannot be trained, another run's folder, or processes that
+      were given different configs or data.
   """
+  hosts.same("config", f"{plain(cfg)} {replicates} {init}")
+  hosts.same("data", data.name if data.is_task else data.hash)
   # what these refuse leaves no folder
   step = step or Step(cfg)
   if data.is_task:  # it has no text to count, which this says where one is read
@@ -188,7 +200,7 @@ class Run:
 
   def __init__(self, cfg, data, folder, signals, step, scorer, seed, lr):
     self.cfg, self.data, self.folder = cfg, data, folder
-    self.signals, self.step = signals, step
+    self.stop, self.step = hosts.Stop(signals), step
     self.seed, self.lr = seed, lr
     t = cfg.train
     self.next_batch, self.iterator = batches(cfg, data, seed)
@@ -232,7 +244,8 @@ class Run:
     hash = None if self.data.is_task else self.data.hash
     self.folder.record(self.cfg, hash, init)
     if not self.data.is_task:
-      self.data.tokenizer.save(self.folder.path / tokenizer.FILE)
+      file = self.folder.path / tokenizer.FILE
+      hosts.decided(lambda: self.data.tokenizer.save(file))
     self.state = self.placed(self.step.init(self.seed, self.lr))
     restored = self.checkpoints.restore(self.state, self.iterator)
     self.n = 0
@@ -277,14 +290,14 @@ class Run:
     """Steps until the end or a signal, one step ahead of what is logged."""
     t, behind = self.cfg.train, None
     first = True
-    while not self.done and not self.signals.name:
+    while not self.done and not self.stop.name:
       ahead = self.advance(first)
       first = False
       if behind is not None:
         self.record(self.n - 1, behind)
       behind = ahead
       looks = self.n % t.eval_every == 0 or self.done
-      if looks or self.n % t.save_every == 0 or self.signals.name:
+      if looks or self.n % t.save_every == 0 or self.stop.name:
         self.record(self.n, behind, saved=True)
         behind = None
         self.clock.stop()
@@ -308,6 +321,7 @@ class Run:
     before, cached = time.perf_counter(), self.step.train._cache_size()
     self.state, metrics = self.step.train(self.state, batch)
     self.n += 1
+    self.stop.stepped()
     if first:
       jax.block_until_ready(self.state)
       if self.step.train._cache_size() > cached:
@@ -331,7 +345,7 @@ class Run:
   def record(self, n: int, found: dict, saved: bool = False):
     """Logs step n, whose metrics are done or nearly so; always where it is
     saved, since a resumed run's clock is that of the last line."""
-    found = jax.device_get(found)
+    found = hosts.fetch(found)
     alive = np.atleast_1d(found.pop("alive"))
     values = {k: v.tolist() for k, v in found.items()}
     self.bar.update(self.tokens)
@@ -400,5 +414,5 @@ class Run:
       self.clock.seconds,
       self.compile_seconds,
       self.curve,
-      "" if self.done else self.signals.name,
+      "" if self.done else self.stop.name,
     )

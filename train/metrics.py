@@ -17,7 +17,7 @@ import struct
 import time
 from pathlib import Path
 
-from train import schema, workdir
+from train import hosts, schema, workdir
 
 LINE = {"step": schema.natural, str: (schema.number, None)}
 LINES = "metrics.jsonl"
@@ -46,7 +46,7 @@ def read(path) -> list[dict]:
 
 
 class Metrics:
-  """Appends to a run's metrics.
+  """Appends to a run's metrics, in the first of several processes.
 
   Args:
     path: the run's folder.
@@ -56,15 +56,18 @@ class Metrics:
 
   def __init__(self, path, restored: int | None = None):
     self.folder = Path(path)
-    last = -math.inf if restored is None else restored
-    kept = [line for line in read(path) if line["step"] <= last]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    workdir.replace(self.folder / LINES, text)
-    self._lines = self._open(LINES)
     self._first = 0 if restored is None else restored + 1
+    self._lines = None
+    hosts.decided(self._begin)
     now, host = int(time.time()), socket.gethostname()
     self._name = f"events.out.tfevents.{now:010d}.{host}.{os.getpid()}"
     self._events = None
+
+  def _begin(self):
+    kept = [line for line in read(self.folder) if line["step"] < self._first]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    workdir.replace(self.folder / LINES, text)
+    self._lines = self._open(LINES)
 
   def write(self, step: int, **values: float):
     """One line, and one event of TensorBoard.
@@ -82,14 +85,16 @@ class Metrics:
         )
       if not math.isfinite(value):
         line[name] = None
+    if self._lines is None:  # another process writes
+      return
     self._append(self._lines, LINES, json.dumps(line).encode() + b"\n")
     self._event(step, values)
 
   def close(self):
     """Closes the files; nothing waits in a buffer."""
-    os.close(self._lines)
-    if self._events is not None:
-      os.close(self._events)
+    for file in (self._lines, self._events):
+      if file is not None:
+        os.close(file)
 
   def _open(self, name):
     with workdir.writing(self.folder / name):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 
 from arch import arrays, lm
-from train import artefact, checkpoint, tokenizer, workdir
+from train import artefact, checkpoint, hosts, tokenizer, workdir
 
 
 class Trained(NamedTuple):
@@ -102,6 +102,7 @@ def load(path, which="best"):
   learnt = "ema" if config.get("train", {}).get("ema") else "params"
   target = {learnt: params, "buffers": buffers}
   found = checkpoint.read(folder / str(step), target, part=True)
+  found = hosts.own(found)
   return arrays.fill(model, found[learnt], found["buffers"])
 
 

@@ -1,7 +1,7 @@
 """What a process needs before and around JAX: set-up, and a description.
 
-setup(platform, cores) comes first in every command, before `import jax` if it
-can:
+setup(platform, cores, distributed) comes first in every command, before `import
+jax` if it can:
 
   an `arch` that is not this checkout's is refused (PyPI has another one);
   freed memory stays with the process: fresh pages for each large result cost
@@ -57,12 +57,15 @@ SOUND = "--xla_cpu_experimental_ynn_fusion_type=-reduce"
 GUARD = Path("/sys/devices/system/cpu/vulnerabilities/gather_data_sampling")
 
 
-def setup(platform: str | None = None, cores: bool = False):
+def setup(
+  platform: str | None = None, cores: bool = False, distributed: bool = False
+):
   """Prepares the process to run on cpu, gpu, tpu or the best there is.
 
   Args:
     cores: whether a CPU shall be one device a core, to share batches.
       JAX_NUM_CPU_DEVICES overrules this.
+    distributed: whether it is one of several processes; see train.hosts.
   """
   if platform not in (None, *PLATFORMS):
     raise ValueError(f"platform {platform!r}: one of {', '.join(PLATFORMS)}")
@@ -87,6 +90,10 @@ def setup(platform: str | None = None, cores: bool = False):
     jax.config.update("jax_platforms", names)
   elif on_cpu and importlib.util.find_spec("libtpu"):
     jax.config.update("jax_platforms", jax.config.jax_platforms or "cpu")
+  if distributed:
+    from train import hosts
+
+    hosts.start()
   try:
     with sound_sums() if on_cpu else contextlib.nullcontext():
       found = jax.default_backend()

@@ -9,6 +9,8 @@ import sys
 
 from tqdm import tqdm
 
+from train import hosts
+
 EVERY = 60.0  # seconds between the lines of a file
 NOTEBOOK = "JPY_PARENT_PID"  # which a kernel has, and what it starts
 DESCRIPTION = 28  # characters, which leave room for the rest in 80
@@ -39,8 +41,9 @@ def short(text: str, size: int) -> str:
 
 
 def bar(iterable=None, desc: str = "", **kwargs) -> tqdm:
-  """tqdm(...) on stderr, readable in 80 columns."""
+  """tqdm(...) on stderr, readable in 80 columns, of the first process alone."""
   kwargs |= {"iterable": iterable, "desc": short(desc, DESCRIPTION)}
+  kwargs["disable"] = kwargs.get("disable", False) or not hosts.first()
   if sys.stderr.isatty() and NOTEBOOK not in os.environ:
     return tqdm(
       **kwargs,

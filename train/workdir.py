@@ -19,11 +19,12 @@ import itertools
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import configs
-from train import schema
+from train import hosts, schema
 from train.schema import any_, natural, text
 
 FORMAT = 1
@@ -34,8 +35,17 @@ RUN = {
   "data?": {"name?": text, "tokenizer?": text},
 }
 
-# A resumed run may change these: they say when to look, not what is learnt.
-FREE = ("train.log_every", "train.eval_every", "train.save_every", "train.keep")
+# A resumed run may change these: they say when to look and which devices share
+# the work, not what is learnt.
+FREE = (
+  "train.log_every",
+  "train.eval_every",
+  "train.save_every",
+  "train.keep",
+  "train.model_devices",
+)
+
+LAG = 20.0  # seconds after which a shared disk shows what another host wrote
 
 SYMBOLS = "model.vocab.size"
 
@@ -99,14 +109,24 @@ def check_writable(path):
 
 
 class Workdir(os.PathLike):
-  """Holds the lock on a run's folder, which it creates, until `close`.
+  """Holds the lock on a run's folder, which it creates, until `close`; of
+  several processes, the first does.
 
   Raises:
-    ValueError: another process holds it.
+    ValueError: another process holds it, or one of several does not see it.
   """
 
   def __init__(self, path):
-    self.path = Path(path)
+    self.path, self._lock = Path(path), None
+    holder = hosts.decided(self._hold)
+    try:
+      hosts.together(lambda: self._see(holder))
+    except ValueError:
+      self.close()
+      raise
+
+  def _hold(self) -> str:
+    """Takes the lock; who has it now."""
     with writing(self.path):
       self.path.mkdir(parents=True, exist_ok=True)
     lock = self.path / "lock"
@@ -118,6 +138,7 @@ class Workdir(os.PathLike):
         os.ftruncate(self._lock, 0)
         holder = f"process {os.getpid()} on {socket.gethostname()}"
         os.write(self._lock, holder.encode())
+      return holder
     except BlockingIOError:
       holder = os.read(self._lock, 1000).decode(errors="replace")
       self.close()
@@ -128,6 +149,20 @@ class Workdir(os.PathLike):
     except OSError:
       self.close()
       raise
+
+  def _see(self, holder: str):
+    """Waits until what the first process wrote is here as well."""
+    lock, end = self.path / "lock", time.monotonic() + LAG
+    while not hosts.first():
+      with contextlib.suppress(OSError):
+        if lock.read_text() == holder:
+          return
+      if time.monotonic() > end:
+        raise ValueError(
+          f"{lock} on {socket.gethostname()} is not that of {holder}: name a "
+          "--workdir on a disk that all hosts see"
+        )
+      time.sleep(0.1)
 
   def __fspath__(self):
     return str(self.path)
@@ -151,7 +186,9 @@ class Workdir(os.PathLike):
     Raises:
       ValueError: it is another run's folder; names every field that differs.
     """
-    config = plain(config)
+    return hosts.decided(lambda: self._record(plain(config), data, init))
+
+  def _record(self, config: dict, data: str | None, init: str | None) -> bool:
     kept = {"format": FORMAT, "config": config, "data": data}
     if init is not None:
       kept["init"] = init

@@ -26,7 +26,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from train import platform, workdir
+from train import platform
 
 PORT = 8476  # a TPU's processes find each other at this one and those after it
 DEATHS = 3  # of the workers of one job, with which it is given up
@@ -99,6 +99,8 @@ class Worker:
   def start(self):
     self.connection, theirs = connection.Pipe()
     own = environment(self.work.chips.kind, self.work.chip)
+    from train import workdir
+
     with workdir.writing(self.log):
       self.log.parent.mkdir(parents=True, exist_ok=True)
       with open(self.log, "ab") as log:
