@@ -70,7 +70,11 @@ def process(code, *words, devices=1, **environment):
 
 def ended(*processes):
   """(exit code, stdout, stderr) of each, without what gloo says."""
-  told = [(p, *p.communicate(timeout=120)) for p in processes]
+  try:
+    told = [(p, *p.communicate(timeout=120)) for p in processes]
+  finally:
+    for p in processes:
+      p.kill()
   return [
     (p.returncode, re.sub(r"(?m)^\[Gloo\].*\n", "", out), err)
     for p, out, err in told
