@@ -1,5 +1,6 @@
 """What is sent to Kaggle, by a stand-in for its tool, and run as there."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -10,7 +11,6 @@ import pytest
 from models import ROOT
 
 from launch import command as launch_command
-from launch import kaggle as launched
 from train import kaggle, platform, sites
 
 ON_KAGGLE = {sites.KAGGLE: "Batch"}
@@ -320,14 +320,30 @@ def test_a_pull_tells_how_to_go_on(tool, unchecked, small):
   assert Path("out", "small-lm.log").exists()
 
 
+FLAGS = ("name", "user", "folder", "accelerator", "hours", "out")
+
+
+@pytest.fixture(scope="module")
+def launched():
+  """launch.kaggle, some of whose flags other commands have as well."""
+  flags = launch_command.flags.FLAGS
+  aside = {name: flags[name] for name in FLAGS if name in flags}
+  flags.remove_flag_values(aside)
+  yield importlib.import_module("launch.kaggle")
+  flags.remove_flag_values(FLAGS)
+  for name, flag in aside.items():
+    flags[name] = flag
+  del sys.modules["launch.kaggle"], sys.modules["launch"].kaggle
+
+
 @pytest.fixture
-def call(capsys):
+def call(launched, capsys):
   """The command in this process: its exit code, and what it says on stderr."""
 
   def run(*words):
     flags = launch_command.flags.FLAGS
     flags.unparse_flags()
-    for name in ("name", "user", "folder", "accelerator", "hours", "out"):
+    for name in FLAGS:
       flags[name].unparse()
     try:
       argv = launch_command.parse(["kaggle", *words], launched.main)
@@ -461,7 +477,7 @@ def test_only_commands_that_can_are_told_when_to_stop():
   assert not kaggle.check(COMMAND)
 
 
-def test_words_after_the_flags_are_another_commands(call):
+def test_words_after_the_flags_are_another_commands(launched, call):
   words = ["--config=nosuch", "--help", "--name=other"]
   left = launch_command.parse(["x", *PUSH, "--", *words], launched.main)
   assert left == ["x", "push", *words]

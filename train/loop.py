@@ -333,7 +333,7 @@ class Run:
   def tell_start(self):
     """How long a command took to its first step, once."""
     global started
-    if not started:
+    if not started and hosts.first():
       started = True
       all_ = time.perf_counter() - platform.START
       self.bar.write(
