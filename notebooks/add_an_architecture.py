@@ -145,7 +145,7 @@ def get_config(size="small"):
 # learns, and more: the same tests for every architecture.
 
 # %%
-# !python -m pip install -q -e ".[test]"
+# !python -m pip install -q pytest pytest-xdist
 # !python -m pytest -q tests/test_properties.py -k leaky
 
 # %% [markdown]

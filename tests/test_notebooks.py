@@ -104,6 +104,8 @@ def test_a_notebook_runs(name, copy, monkeypatch):
     for cell in book.cells
     if cell.cell_type == "code"
   }
+  # it is a copy, and what is installed must not become it
+  assert "install -q -e" not in "".join(said)
   assert "import jax" not in "".join(c for c in said if "file.write" not in c)
   wrong = [
     text
