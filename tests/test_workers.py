@@ -153,8 +153,24 @@ def test_chips_that_are_not_there_are_refused(monkeypatch):
     workers.chips(None, 2)
   assert workers.chips(None, 1) == ("gpu", 1)
   files["tpu"] = ["/dev/vfio/0", "/dev/vfio/vfio"]
+  assert workers.chips(None, 1) == ("gpu", 1)  # which a host has lent
   monkeypatch.setattr(platform, "tpu_chips", lambda: ["a", "b", "c", "d"])
   assert workers.chips(None, 4) == ("tpu", 4)
+
+
+def test_workers_end_where_a_run_is_refused():
+  ended = []
+
+  class Ending(Hands):
+    def __exit__(self, *_):
+      ended.append(True)
+
+  def refused(*_):
+    raise ValueError("of another config")
+
+  with pytest.raises(ValueError, match="of another config"):
+    schedule.finish(searches("a"), refused, Ending({}), print, print)
+  assert ended
 
 
 class Hands:

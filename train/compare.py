@@ -255,7 +255,9 @@ class Comparison:
     self.origin = {"versions": platform.versions()}
     self.origin |= {"machine": platform.machine()}
     self.chips = chips
-    self.compiled, self.counted, self.place = (None, {}), set(), ""
+    self.compiled = None, {}  # the last arm, and its programs
+    self.counted = set()  # results that the clock has
+    self.place = ""  # of the run that begins
     alone = chips or jax.default_backend() == "cpu"
     self.together = together or (1 if alone else max(plan.seeds, len(plan.lrs)))
     self.signals = loop.Signals(seconds)

@@ -94,10 +94,10 @@ def finish(searches: Mapping[str, Generator], parted, hands, begins, ends):
         found[name] = end.value
         return []
 
-  for name in searches:
-    left += ask(name)
   running = dict.fromkeys(searches, 0)
-  with hands:
+  with hands:  # which also end where a run that is there is refused
+    for name in searches:
+      left += ask(name)
     while left or hands.busy:
       while left and hands.free:
         job = left.pop(hands.next(left))

@@ -43,12 +43,15 @@ class Chips(NamedTuple):
 
 def chips(kind: str | None, number: int) -> Chips:
   """That many chips of a platform; of the best there is without one."""
-  kind = kind or next(filter(platform.device_files, platform.DEVICES), "cpu")
+  sure = [name.lower() for name in platform.sure()]
+  # a TPU's device files may be of anything else
+  found = [*sure, *filter(platform.device_files, ("gpu", "tpu"))]
+  kind = kind or next(iter(found), "cpu")
   if kind == "cpu":
     there, what = platform.core_count(), "cores"
   else:
-    found = platform.tpu_chips() if kind == "tpu" else []
-    there = len(found or platform.device_files(kind))
+    chips_ = platform.tpu_chips() if kind == "tpu" else []
+    there = len(chips_ or platform.device_files(kind))
     what = f"{kind.upper()}s"
   if number > there:
     raise ValueError(f"--chips={number}, but this machine has {there} {what}")
