@@ -72,7 +72,7 @@ def test_the_file_is_the_rounded_model(run, tmp_path, linear, bits):
   roles = arrays.roles(found.model)
 
   def expected(x, role):
-    if bits in ("16", "ternary") or role not in rounding.ROUNDED:
+    if bits in ("16", "ternary") or not rounding.axes(x.shape, role):
       return x.astype(jnp.float16).astype(jnp.float32)
     q, step = rounding.rounded(x, role, int(bits))
     return q * step
@@ -161,6 +161,38 @@ def test_rounding_is_within_a_step_and_noise_is_as_large(role, bits):
   assert abs(jnp.std(noise) - 12**-0.5) < 0.02
   kept = rounding.noisy({"a": w}, {"a": "Gate"}, bits, jax.random.key(1))["a"]
   assert kept is w
+
+
+@pytest.mark.parametrize("bits", sorted(rounding.CLIP))
+@pytest.mark.parametrize(
+  ("role", "shape", "steps"),
+  [
+    ("Embedding", (30, 5, 4, 1), (30, 5, 1, 1)),
+    ("Embedding", (30, 2, 2, 1), (30, 1, 1, 1)),
+    ("Table", (3, 30, 16), (3, 30, 1)),
+    ("Matrix", (3, 30, 16), (3, 1, 16)),
+    ("Embedding", (30, 2), None),
+    ("Embedding", (30, 1, 3), None),
+    ("Matrix", (3, 30), None),
+    ("Embedding", (30, 0), None),
+    ("Gate", (30, 16), None),
+  ],
+)
+def test_steps_of_short_rows_and_of_numbers_that_are_alike(
+  role, shape, steps, bits
+):
+  """Equal numbers have no spread, and are kept to half a step all the same."""
+  w = jnp.linspace(0.7, 0.71, math.prod(shape)).reshape(shape)
+  data, about = artefact.put(w, role, str(bits), None)
+  assert about["kind"] == (
+    "rounded" if steps else "float16" if w.size else "whole"
+  )
+  if steps:
+    assert tuple(about["of"]) == steps
+  read = artefact.get(artefact.Reader(data), about, learnt=False)
+  half = rounding.CLIP[bits] / rounding.levels(bits) / 2
+  assert read.shape == shape
+  assert np.all(np.abs(read / w - 1) < (half + 0.02 if steps else 1e-3))
 
 
 def test_noise_in_training_is_of_the_step_and_the_seed():

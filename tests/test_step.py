@@ -10,7 +10,7 @@ import pytest
 from models import batch, close, config
 
 from arch import target
-from train import optimizer
+from train import evaluate, hosts, optimizer
 from train.evaluate import Scorer
 from train.sharding import Sharding
 from train.step import Step
@@ -285,3 +285,30 @@ def test_averaged_weights_are_a_loops():
   swapped = {**state, "params": state["ema"]}
   del swapped["ema"]
   assert scorer(swapped, data, 0) == averaged != last
+
+
+def test_a_scorer_waits_for_no_window(monkeypatch):
+  """A window's answer is read once others were asked for, and none is lost."""
+  c = quick()
+  step = Step(c)
+  state, scorer = step.init((0, 1), (1e-2, 3e-3)), Scorer(step.model)
+  windows = [batch(c, seed=i) for i in range(evaluate.AHEAD + 2)]
+  alone = [scorer(state, [window], 0) for window in windows]
+  events, fetch = [], hosts.fetch
+
+  def asked():
+    for window in windows:
+      events.append("asked")
+      yield window
+
+  def read(answer):
+    events.append("read")
+    return fetch(answer)
+
+  monkeypatch.setattr(hosts, "fetch", read)
+  together = scorer(state, asked(), 0)
+  assert events.index("read") == evaluate.AHEAD + 1
+  assert events.count("read") == len(windows)
+  for i, score in enumerate(together):
+    nats = sum(one[i].nats for one in alone)
+    assert score.nats == pytest.approx(nats, rel=1e-6)

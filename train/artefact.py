@@ -145,7 +145,7 @@ def put(x, role: str | None, bits: str, parts) -> tuple[bytes, dict]:
     about |= {"kind": "ternary", "parts": list(parts or (x.shape[-1],))}
     return data + scales.astype("<f4").tobytes(), about | {"q": more}
   few = "8" if bits == "ternary" else bits
-  if x.size and few != "16" and role in rounding.ROUNDED:
+  if few != "16" and rounding.axes(x.shape, role):
     q, steps = rounding.rounded(jnp.asarray(x), role, int(few))
     data, more = coded(q)
     scales, size = halves(steps)

@@ -86,8 +86,8 @@ def behind(answers: Iterable) -> Iterator:
     answer.copy_to_host_async()
     waiting.append(answer)
     if len(waiting) > AHEAD:
-      yield np.asarray(waiting.popleft())
-  yield from map(np.asarray, waiting)
+      yield hosts.fetch(waiting.popleft())
+  yield from map(hosts.fetch, waiting)
 
 
 class Scorer:
@@ -118,9 +118,9 @@ class Scorer:
     def answer(batch):
       batch = sharding.batch(batch, *R)
       with apart(batch):
-        return hosts.fetch(score(params, state["buffers"], batch))
+        return score(params, state["buffers"], batch)
 
-    sums = total(map(answer, batches))
+    sums = total(behind(map(answer, batches)))
     return [Score(*row, size) for row in np.atleast_2d(sums).tolist()]
 
 
