@@ -88,6 +88,13 @@ def test_two_chips_are_one_and_survive_the_kill_of_a_worker(
   assert results["machine"]["devices"] == results["machine"]["cores"] == 1
   assert [w.process.poll() is not None for w in pools[0].workers] == [True] * 2
 
+  # nothing is left to train: no worker starts, and the results are the same
+  again = comparison(tmp_path, folder, 2).run()
+  assert not pools[-1].workers
+  for results_ in (results, again):
+    del results_["created"]
+  assert again == results
+
 
 def test_a_signal_stops_all_and_the_same_goes_on(folder, alone, tmp_path):
   def say(line):
@@ -117,16 +124,11 @@ def test_a_worker_that_always_dies_is_given_up(folder, tmp_path, monkeypatch):
     made.run()
 
 
-def test_more_chips_than_runs_stay_idle(monkeypatch):
+def test_more_chips_than_runs_stay_idle():
   said = []
-  monkeypatch.setattr(workers.Worker, "start", lambda self: None)
-  monkeypatch.setattr(
-    workers.Pool, "heard", lambda self: setattr(self, "origin", {}) or []
-  )
 
   class Fake:
-    chips, signals, planned, fields = workers.Chips("cpu", 8), None, {}, {}
-    say, path = said.append, platform.ROOT
+    chips, signals, say = workers.Chips("cpu", 8), None, said.append
 
   assert workers.Pool(Fake, 3).at_once == 3
   assert said == ["8 chips, but at most 3 runs at a time: 5 stay idle"]
@@ -274,6 +276,7 @@ def test_the_parents_death_is_obeyed(folder, tmp_path):
   made = comparison(tmp_path, folder, 1, ("mingru",))
   made.planned = {}
   pool = workers.Pool(made, 1)
+  pool.launch()
   (worker,) = pool.workers
   worker.connection.close()
   assert worker.process.wait(30) in (0, -signal.SIGTERM)

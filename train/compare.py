@@ -309,16 +309,19 @@ class Comparison:
       if found is None:
         return None
       self.say(self.kept())
-      return self.results(arms, sum(found.values(), []), first)
+      runs = sum(found.values(), [])
+      if self.chips:  # which this process has none of
+        self.origin = hands.origin or {
+          key: runs[-1][key] for key in self.origin
+        }
+      return self.results(arms, runs, first)
 
   def hands(self):
     """What trains: this process, or one for every chip."""
     if not self.chips:
       return schedule.Here(lambda job: self.trained(job, self.place))
     most = -(-max(len(self.plan.lrs), self.plan.seeds) // self.together)
-    hands = workers.Pool(self, most * len(self.planned))
-    self.origin = hands.origin
-    return hands
+    return workers.Pool(self, most * len(self.planned))
 
   @property
   def fields(self) -> dict:

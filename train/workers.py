@@ -149,43 +149,42 @@ class Worker:
 
 
 class Pool:
-  """The hands of train.schedule that are several workers.
+  """The hands of train.schedule that are several workers, which start with the
+  first job.
 
   Args:
     comparison: whose runs they train, with its `planned` configs.
     runs: how many of them there can be at a time.
 
   Attributes:
-    origin: where and with what the first of them trains.
-
-  Raises:
-    ValueError, OSError, MemoryError: what a worker met.
+    origin: where and with what the first of them trains; None before.
   """
 
   def __init__(self, comparison, runs: int):
+    self.comparison, chips = comparison, comparison.chips
     self.say, self.signals = comparison.say, comparison.signals
-    chips, self.deaths, self.stopping = comparison.chips, {}, False
+    self.deaths, self.stopping = {}, False
     self.at_once = min(chips.number, runs)
     if self.at_once < chips.number:
       self.say(
         f"{chips.number} chips, but at most {runs} runs at a time: "
         f"{chips.number - runs} stay idle"
       )
-    fields = comparison.fields
-    folder = comparison.path / "workers"
-    self.workers = [
-      Worker(
-        Work(chips, i, comparison.planned, fields), folder / f"chip-{i}.log"
-      )
-      for i in range(self.at_once)
-    ]
-    self.origin = None
-    try:
-      while self.origin is None:
-        list(self.heard())
-    except BaseException:
-      self.__exit__()
-      raise
+    self.workers, self.origin = [], None
+
+  def launch(self):
+    """Starts the workers, and waits for the first.
+
+    Raises:
+      ValueError, OSError, MemoryError: what a worker met.
+    """
+    of = self.comparison
+    for i in range(self.at_once):
+      work = Work(of.chips, i, of.planned, of.fields)
+      log = of.path / "workers" / f"chip-{i}.log"
+      self.workers.append(Worker(work, log))
+    while self.origin is None:
+      list(self.heard())
 
   def __enter__(self):
     return self
@@ -206,7 +205,7 @@ class Pool:
 
   @property
   def free(self) -> bool:
-    return bool(self.idle) and not self.stopping
+    return not self.stopping and bool(self.idle or not self.workers)
 
   def next(self, jobs) -> int:
     """One whose arm an idle worker has compiled, or else no other has."""
@@ -222,6 +221,8 @@ class Pool:
     def apart(worker):
       return worker.arm != job.arm, worker.arm is not None
 
+    if not self.workers:
+      self.launch()
     min(self.idle, key=apart).give(job)
 
   def wait(self):
