@@ -13,13 +13,14 @@ N tokens  D width  E experts  K chosen a token  M blocks  R slots in a block
 W width of an expert
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 
 from arch import target
-from arch.product import product
+from arch.product import is_mixed, matmul, mixed, product
 
 
 def dispatch(x, choice, weights, load, matrices):
@@ -42,7 +43,9 @@ def dispatch(x, choice, weights, load, matrices):
   shares = spread(weights.reshape(N * K), pair, slots.reshape(N * K, 1))
   shares = jnp.where(real, shares, 0).astype(x.dtype)
   blocks = inputs.reshape(S // R, R, D), shares.reshape(S // R, R)
-  run = blocked if target.now().one_by_one else batched
+  run = batched
+  if target.now().one_by_one:
+    run = functools.partial(blocked, is_mixed())
   y = run(*blocks, *matrices, expert).reshape(S, D)
   return collect(y, pair // K, slots)
 
@@ -119,28 +122,33 @@ def batched(x, shares, gate, up, down, expert):
   return product(hidden(product(x, gate), product(x, up), shares), down)
 
 
-@jax.custom_vjp
-def blocked(x, shares, gate, up, down, expert):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def blocked(rounds, x, shares, gate, up, down, expert):
   """The same, a block at a time: two thirds of the time on a CPU.
 
   Its pass backward is its own: autodiff would add up the gradients of all
   experts at every block.
   """
-  return _forward(x, shares, gate, up, down, expert)[0]
+  return _forward(rounds, x, shares, gate, up, down, expert)[0]
 
 
-def _forward(x, shares, gate, up, down, expert):
+def _forward(rounds, x, shares, gate, up, down, expert):
   def block(_, at):
     x, shares, e = at
-    a = x @ gate[e].astype(x.dtype)
-    b = x @ up[e].astype(x.dtype)
-    return None, (hidden(a, b, shares) @ down[e].astype(x.dtype), a, b)
+    a = matmul(x, gate[e].astype(x.dtype))
+    b = matmul(x, up[e].astype(x.dtype))
+    return None, (matmul(hidden(a, b, shares), down[e].astype(x.dtype)), a, b)
 
   _, (y, a, b) = jax.lax.scan(block, None, (x, shares, expert))
   return y, (x, shares, gate, up, down, expert, a, b)
 
 
-def _backward(saved, d_y):
+def _backward(rounds, saved, d_y):
+  with mixed(rounds):  # as forward, whose context this is traced out of
+    return _pullback(saved, d_y)
+
+
+def _pullback(saved, d_y):
   x, shares, gate, up, down, expert, a, b = saved
 
   def turn(rows):  # XLA's product of a transpose that is not made is slower
@@ -153,8 +161,9 @@ def _backward(saved, d_y):
   def block(totals, at):
     x, shares, e, a, b, d_y = at
     h, pullback = jax.vjp(hidden, a, b, shares)
-    d_a, d_b, d_shares = pullback(d_y @ down[e].T.astype(x.dtype))
-    d_x = d_a @ gate[e].T.astype(x.dtype) + d_b @ up[e].T.astype(x.dtype)
+    d_a, d_b, d_shares = pullback(matmul(d_y, down[e].T.astype(x.dtype)))
+    d_x = matmul(d_a, gate[e].T.astype(x.dtype))
+    d_x += matmul(d_b, up[e].T.astype(x.dtype))
     d_gate, d_up, d_down = totals
     columns = turn(x)
     totals = (

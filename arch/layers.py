@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from arch import starts
+from arch.product import matmul
 from arch.roles import Gate, Matrix, Vector
 from arch.weights import dense
 
@@ -132,7 +133,7 @@ def beside(x, *maps):
     return tuple(m(x) for m in maps)
   y = x.astype(maps[0].dtype).reshape(-1, x.shape[-1])
   wide = jnp.concatenate([m.matrix() for m in maps], 1)
-  y = (y @ wide.astype(y.dtype)).reshape(*x.shape[:-1], -1)
+  y = matmul(y, wide.astype(y.dtype)).reshape(*x.shape[:-1], -1)
   return tuple(jnp.split(y, len(maps), -1))
 
 

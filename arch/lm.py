@@ -20,8 +20,11 @@ from arch import arrays, pattern
 from arch.config import closest, configure
 from arch.law import Aux
 from arch.layers import NORMS
+from arch.product import mixed
 from arch.registry import find
 from arch.vocabulary import Vocab
+
+DTYPES = ("float32", "bfloat16", "mixed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,7 +54,8 @@ class Config:
     embed_norm: whether the embedded tokens are normalised, as RWKV's are.
     positions: how many learned positions a document has, added to the embedded
       tokens as in GPT-2; 0 for none.
-    dtype: compute dtype, float32 or bfloat16.
+    dtype: compute dtype, float32 or bfloat16; "mixed" is float32 with operands
+      of products rounded to bfloat16: see arch/product.py.
     remat: "none", or "block" to recompute each block in the backward pass.
     dropout: share of each block's output that training sets to zero.
   """
@@ -91,8 +95,8 @@ class Config:
         f"norm_eps={self.norm_eps} must be positive and "
         f"positions={self.positions} not negative"
       )
-    if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype={self.dtype!r}: float32 or bfloat16")
+    if self.dtype not in DTYPES:
+      raise ValueError(f"dtype={self.dtype!r}: {', '.join(DTYPES)}")
     if self.remat not in ("none", "block"):
       raise ValueError(f"remat={self.remat!r}: none or block")
     if not 0 <= self.dropout < 1:
@@ -108,6 +112,11 @@ class Config:
   def normaliser(self, width=None):
     """A norm of the residual stream, or of so many numbers."""
     return NORMS[self.norm](width or self.dim, eps=self.norm_eps)
+
+  @property
+  def compute(self) -> str:
+    """The dtype of what is between products."""
+    return "float32" if self.dtype == "mixed" else self.dtype
 
   @functools.cached_property
   def loops(self) -> pattern.Loop:
@@ -138,9 +147,8 @@ class Config:
   @property
   def common(self):
     """What every mixer and channel mixer is told."""
-    names = ("dim", "length", "dtype", "weight")
-    told = {name: getattr(self, name) for name in names}
-    return told | {"depth": self.layers}
+    told = {name: getattr(self, name) for name in ("dim", "length", "weight")}
+    return told | {"depth": self.layers, "dtype": self.compute}
 
 
 def build(cfg: Mapping, *, rngs: nnx.Rngs) -> "LM":
@@ -148,9 +156,20 @@ def build(cfg: Mapping, *, rngs: nnx.Rngs) -> "LM":
   return LM(configure(Config, "model", **dict(cfg)), rngs=rngs)
 
 
+def computed(method):
+  """A method of LM whose products are those of its config's dtype."""
+
+  @functools.wraps(method)
+  def call(self, *args, **given):
+    with mixed(self.mixed):
+      return method(self, *args, **given)
+
+  return call
+
+
 class LM(nnx.Module):
   def __init__(self, cfg: Config, *, rngs: nnx.Rngs):
-    self.length = cfg.length
+    self.length, self.mixed = cfg.length, cfg.dtype == "mixed"
     self.vocab = Vocab(cfg, rngs=rngs)
     self.trunk = find("body", cfg.body).Body(cfg.inside, cfg, rngs=rngs)
     self.norm = cfg.normaliser()
@@ -170,6 +189,7 @@ class LM(nnx.Module):
       "trunk": self.trunk.init_state(batch, length),
     }
 
+  @computed
   def features(self, tokens, reset=None, state=None, *, key=None):
     """What the readout sees.
 
@@ -191,18 +211,21 @@ class LM(nnx.Module):
     x, new, aux = self.mix(x, reset, state, key=key, tokens=tokens)
     return x, new | {"vocab": own}, aux
 
+  @computed
   def mix(self, x, reset=None, state=None, *, key=None, tokens=None):
     """As `features`, from the embedded tokens x, B T D."""
     state = None if state is None else state["trunk"]
     x, new, aux = self.trunk(x, reset, state, key=key, tokens=tokens)
     return self.norm(x), {"trunk": new}, Aux().join("trunk", aux)
 
+  @computed
   def __call__(self, tokens, reset=None, state=None):
     """Logits B T V in float32, and the carried state."""
     x, state, _ = self.features(tokens, reset, state)
     with jax.named_scope("vocab"):
       return self.vocab.logits(x), state
 
+  @computed
   def loss(
     self, tokens, targets, weights, reset=None, *, key=None, teacher=None
   ):
@@ -228,6 +251,7 @@ class LM(nnx.Module):
       )
     return nats, aux
 
+  @computed
   def score(self, tokens, targets, reset=None, state=None):
     """nats B T in float32, whether the likeliest symbol was right, B T, and the
     carried state; B T V is never built."""

@@ -300,7 +300,7 @@ class Own(nnx.Module):
       arrays.mark(own, group=group)
       setattr(self, f"difference_{i}", own)
     if place.aside:
-      kw = dict(dtype=cfg.dtype, kind=cfg.weight, rngs=rngs)
+      kw = dict(dtype=cfg.compute, kind=cfg.weight, rngs=rngs)
       self.out = Linear(cfg.dim, cfg.dim, **kw)
       arrays.mark(self.out, group="mixer")
     parts = {part.slot: part for part in place.parts}

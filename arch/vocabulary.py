@@ -73,7 +73,7 @@ def configs(fields: Mapping, **told):
 
 class Vocab(nnx.Module):
   def __init__(self, cfg, *, rngs):
-    table, readout = configs(cfg.vocab, dim=cfg.dim, dtype=cfg.dtype)
+    table, readout = configs(cfg.vocab, dim=cfg.dim, dtype=cfg.compute)
     named = files(cfg.vocab)
     self.cfg, self.size = readout, readout.size
     self.embedding = find("vocab", named["input"]).Table(table, rngs=rngs)

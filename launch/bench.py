@@ -26,7 +26,7 @@ SYMBOLS = command.define_count(
   "symbols", 256, "Size of the vocabulary.", least=2
 )
 DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "Compute dtype."
+  "dtype", "float32", ["float32", "bfloat16", "mixed"], "Compute dtype."
 )
 LENGTHS = flags.DEFINE_list(
   "lengths",

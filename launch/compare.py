@@ -55,8 +55,9 @@ OPTIMIZER = flags.DEFINE_enum(
 DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
-  ["float32", "bfloat16"],
-  "Compute dtype of every arm; by default its config's, float32.",
+  ["float32", "bfloat16", "mixed"],
+  "Compute dtype of every arm; by default its config's, float32; mixed rounds "
+  "operands of products to bfloat16.",
 )
 REMAT = flags.DEFINE_enum(
   "remat",

@@ -72,17 +72,18 @@ def test_who_holds_a_chip_is_named(machine):
 
 
 @pytest.mark.parametrize(
-  ("kind", "half", "dtype"),
+  ("kind", "half", "mixed", "dtype"),
   [
-    ("tpu", 1.0, "bfloat16"),
-    ("cpu", 2.0, "float32"),
-    ("gpu", 1.0, "float32"),  # a T4
-    ("gpu", 8.0, "bfloat16"),
+    ("tpu", 1.0, 1.0, "bfloat16"),
+    ("cpu", 2.0, 1.1, "float32"),
+    ("cpu", 0.9, 1.8, "mixed"),
+    ("gpu", 1.0, 1.0, "float32"),  # a T4
+    ("gpu", 8.0, 8.0, "bfloat16"),
   ],
 )
-def test_the_dtype_is_one_that_is_faster(kind, half, dtype):
-  advice = doctor.advice(kind, {"float32": 1.0, "bfloat16": half})
-  assert advice.startswith(f"--dtype={dtype}")
+def test_the_dtype_is_one_that_is_faster(kind, half, mixed, dtype):
+  rates = {"float32": 1.0, "bfloat16": half, "mixed": mixed}
+  assert doctor.advice(kind, rates).startswith(f"--dtype={dtype}")
 
 
 def test_a_package_that_is_missing_is_said(monkeypatch):

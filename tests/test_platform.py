@@ -274,4 +274,5 @@ def test_commit_of_this_checkout_only(tmp_path, monkeypatch):
 
 
 def test_peak_is_a_rate():
-  assert 1e8 < platform.peak(seconds=0.1) < 1e16
+  for dtype in ("float32", "bfloat16", "mixed"):
+    assert 1e8 < platform.peak(dtype, seconds=0.1) < 1e16

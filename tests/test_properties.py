@@ -314,8 +314,9 @@ def test_replicates_that_share_devices_are_apart(name):
   assert max(jax.tree.leaves(apart)) > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "mixed"])
 @each_alone
-def test_bfloat16_is_finite_and_close(name):
+def test_fewer_bits_are_finite_and_close(name, dtype):
   """The loss; and of one of each kind its gradient, too."""
   model, _, texts, reset = prepared(name)
   params, buffers = arrays.pure(model)
@@ -323,7 +324,7 @@ def test_bfloat16_is_finite_and_close(name):
   targets = jnp.roll(texts, -1, 1) % low.vocab.size
   rows = jax.nn.log_softmax(whole(name)[0], -1)
   exact = -jnp.mean(jnp.take_along_axis(rows, targets[..., None], -1))
-  low.dtype = "bfloat16"
+  low.dtype = dtype
   low = arch.abstract(low)
 
   def loss(params):

@@ -23,6 +23,7 @@ from flax import nnx
 
 import arch
 from arch import arrays, recurrence, registry, vocabulary
+from arch.product import mixed
 from train import sizes
 from train.sharding import Sharding
 from train.step import Step
@@ -216,7 +217,8 @@ def losses(
   rng = np.random.default_rng(0)
   targets = rng.choice(V, (B, T), p=chances / chances.sum())
   targets = jnp.asarray(targets, jnp.int32)
-  x = jax.random.normal(jax.random.key(0), (B, T, D), dtype)
+  kind = "float32" if dtype == "mixed" else dtype
+  x = jax.random.normal(jax.random.key(0), (B, T, D), kind)
 
   def whole(vocab, x):
     logs = jax.nn.log_softmax(vocab.logits(x))
@@ -235,10 +237,11 @@ def losses(
     *((name, name, chunked) for name in outputs),
   ):
     told = {"input": "full", "output": name, "size": V, "tied": False}
-    cfg = SimpleNamespace(dim=D, dtype=dtype, positions=0, vocab=told)
+    cfg = SimpleNamespace(dim=D, compute=kind, positions=0, vocab=told)
     vocab = vocabulary.Vocab(cfg, rngs=nnx.Rngs(0))
     graded = jax.value_and_grad(loss, (0, 1), allow_int=True)
-    run = jax.jit(graded).lower(vocab, x).compile()
+    with mixed(dtype == "mixed"):
+      run = jax.jit(graded).lower(vocab, x).compile()
     took, _ = fastest(lambda _, run=run, v=vocab: run(v, x), None, seconds)
     params = jax.tree.leaves(nnx.state(vocab.readout, nnx.Param))
     yield {

@@ -15,7 +15,7 @@ from train import cache, platform, sites
 
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 LIBRARIES = ("libtpu", "jax-cuda12-plugin", "jax-cuda13-plugin")
-GAIN = 1.2  # of products, from which on a GPU shall compute in bfloat16
+GAIN = 1.2  # of products, from which on fewer bits are worth it
 GB = 1e9
 
 
@@ -92,7 +92,8 @@ def after(seconds: float = 1.5) -> Iterator[tuple[str, str]]:
   machine = platform.machine()
   yield "JAX", f"{machine['devices']} x {machine['device']}"
   yield "memory", f"{machine['memory_bytes'] / GB:,.0f} GB of the host"
-  rates = {d: platform.peak(d, seconds) for d in ("float32", "bfloat16")}
+  dtypes = "float32", "bfloat16", "mixed"
+  rates = {dtype: platform.peak(dtype, seconds) for dtype in dtypes}
   for dtype, rate in rates.items():
     yield "products", f"{rate / 1e9:,.0f} GFLOP/s in {dtype}, of one device"
   yield "dtype", advice(machine["platform"], rates)
@@ -102,8 +103,10 @@ def advice(kind: str, rates: Mapping[str, float]) -> str:
   """Which --dtype suits, by what products reach in each."""
   if kind == "tpu":
     return "--dtype=bfloat16: a TPU multiplies in it, whatever is asked for"
+  if kind == "cpu" and rates["mixed"] >= GAIN * rates["float32"]:
+    return "--dtype=mixed: products of float32 rounded to bfloat16 are faster"
   if kind == "cpu":
-    return "--dtype=float32: on a CPU a step is slower in bfloat16"
+    return "--dtype=float32: on this CPU fewer bits are no faster"
   if rates["bfloat16"] < GAIN * rates["float32"]:
     return "--dtype=float32: this GPU multiplies no faster in bfloat16"
   return "--dtype=bfloat16"

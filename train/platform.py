@@ -280,18 +280,28 @@ def command() -> str:
 
 
 def peak(dtype: str = "float32", seconds: float = 1.5) -> float:
-  """The best FLOP/s of matrix products here, measured for `seconds`."""
+  """The best FLOP/s of matrix products here, measured for `seconds`.
+
+  Args:
+    dtype: as a model's, "mixed" too.
+  """
   import jax
   import jax.numpy as jnp
+
+  from arch.product import matmul, mixed
 
   shapes = [(4096, 256, 1024), (4096, 1024, 256), (1024,) * 3, (2048,) * 3]
   if jax.default_backend() != "cpu":
     shapes += [(8192,) * 3]
-  product = jax.jit(jnp.matmul)
+  few = dtype == "mixed"
+  # of its own: JAX would keep what another dtype made of `matmul`
+  product = jax.jit(lambda x, w: matmul(x, w))
+  kind = "float32" if few else dtype
   args = [
-    (jnp.ones((M, K), dtype), jnp.ones((K, N), dtype)) for M, K, N in shapes
+    (jnp.ones((M, K), kind), jnp.ones((K, N), kind)) for M, K, N in shapes
   ]
-  jax.block_until_ready([product(*pair) for pair in args])
+  with mixed(few):
+    jax.block_until_ready([product(*pair) for pair in args])
   best, end = 0.0, time.perf_counter() + seconds
   while time.perf_counter() < end:
     for (M, K, N), pair in zip(shapes, args, strict=True):

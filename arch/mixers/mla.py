@@ -29,7 +29,7 @@ from flax import nnx
 
 from arch import config, layers
 from arch.law import Aux
-from arch.product import product
+from arch.product import matmul, product
 from arch.recurrence import ring
 from arch.recurrence.attend import attend, read
 
@@ -126,7 +126,7 @@ class Mixer(nnx.Module):
     window = None if alone else ring.length(old)
     seen, first, state = ring.extend(old, new, reset, alone=alone)
     c, r = jnp.split(seen["latent"], (C,), -1)  # B S 1 C and R
-    kv = c.reshape(-1, C) @ self.up.matrix().astype(c.dtype)
+    kv = matmul(c.reshape(-1, C), self.up.matrix().astype(c.dtype))
     kv = kv.reshape(*c.shape[:2], H, -1)
     k, v = jnp.split(kv, (K,), -1)
     key = jnp.concatenate([k, jnp.broadcast_to(r, (*k.shape[:3], R))], -1)

@@ -3,6 +3,7 @@
 import dataclasses
 
 from arch import weights
+from arch.product import matmul
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -11,7 +12,7 @@ class Weight(weights.Weight):
     return {"weight": dense}
 
   def product(self, leaves, parts, x):
-    return x @ leaves["weight"].astype(x.dtype)
+    return matmul(x, leaves["weight"].astype(x.dtype))
 
   def matrix(self, leaves, parts, d_in):
     return leaves["weight"]

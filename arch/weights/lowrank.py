@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from arch import weights
+from arch.product import matmul
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +67,13 @@ class Weight(weights.Weight):
     ranks = [up.shape[0] for up in ups if up is not None]
     whole = [n for n, up in zip(parts, ups, strict=True) if up is None]
     downs, wholes = (
-      iter(weights.apart(x @ leaves[name].astype(x.dtype), widths))
+      iter(weights.apart(matmul(x, leaves[name].astype(x.dtype)), widths))
       if widths
       else None
       for name, widths in (("down", ranks), ("weight", whole))
     )
     found = [
-      next(wholes) if up is None else next(downs) @ up.astype(x.dtype)
+      next(wholes) if up is None else matmul(next(downs), up.astype(x.dtype))
       for up in ups
     ]
     return jnp.concatenate(found, -1)

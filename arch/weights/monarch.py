@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from arch import weights
-from arch.product import product
+from arch.product import matmul, product
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Weight(weights.Weight):
     found = []
     for i, d_out in enumerate(parts):
       if f"weight_{i}" in leaves:
-        found.append(x @ leaves[f"weight_{i}"].astype(x.dtype))
+        found.append(matmul(x, leaves[f"weight_{i}"].astype(x.dtype)))
         continue
       both = (
         leaves[f"{side}_{i}"].astype(x.dtype) for side in ("right", "left")

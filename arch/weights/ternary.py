@@ -17,6 +17,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from arch import weights
+from arch.product import matmul
 
 TINY = 1e-5
 
@@ -48,7 +49,8 @@ class Weight(weights.Weight):
   def product(self, leaves, parts, x):
     if self.activations:
       x = rounded(x, 2 ** (self.activations - 1) - 1)
-    return x @ self.matrix(leaves, parts, x.shape[-1]).astype(x.dtype)
+    W = self.matrix(leaves, parts, x.shape[-1])
+    return matmul(x, W.astype(x.dtype))
 
   def matrix(self, leaves, parts, d_in):
     w = leaves["weight"]

@@ -43,7 +43,7 @@ class Block(residual.Block):
         + closest(mixer.name, known)
       )
     _, _, H, V = mixer.cfg.values
-    kw = dict(dtype=cfg.dtype, rngs=rngs)
+    kw = dict(dtype=cfg.compute, rngs=rngs)
     self.again = Linear(cfg.dim, H * V, kind=cfg.weight, **kw)
     start = nnx.initializers.zeros
     self.gate = Linear(min(SEEN, cfg.dim), H, init=start, **kw)
