@@ -41,7 +41,16 @@ KERNELS = flags.DEFINE_bool(
 LOSSES = flags.DEFINE_bool(
   "losses", False, "Time the loss of every vocabulary's way out instead."
 )
+PEERS = flags.DEFINE_bool(
+  "peers",
+  False,
+  "Also time PyTorch's own implementations of attention, mamba2, griffin and "
+  "gated_deltanet (.[parity]), in every setting.",
+)
 OUT = flags.DEFINE_string("out", None, "Also write the numbers here, as JSON.")
+AGAINST = flags.DEFINE_string(
+  "against", None, "Compare with an earlier --out, of the same sizes."
+)
 
 HEAD = (
   f"{'':20} {'params':>9} {'compile':>8} {'tokens/s':>9} {'GFLOP/s':>8} "
@@ -60,6 +69,11 @@ def main(argv):
 
   if OUT.value:
     workdir.check_writable(OUT.value)
+  earlier = read(AGAINST.value) if AGAINST.value else {}
+  if PEERS.value:
+    from train import peers
+
+    peers.check()
 
   # a program that an earlier start kept would compile in no time
   jax.config.update("jax_enable_compilation_cache", False)
@@ -73,9 +87,31 @@ def main(argv):
   if LOSSES.value:
     found |= losses()
   else:
-    found |= kernels() if KERNELS.value else architectures(lengths)
+    found |= kernels() if KERNELS.value else architectures(lengths, earlier)
   if OUT.value:
     workdir.replace(OUT.value, json.dumps(found, indent=2) + "\n")
+
+
+def read(path: str) -> dict:
+  """Rows of architectures of an earlier --out, by what was timed.
+
+  Raises:
+    ValueError: it is none.
+  """
+  try:
+    with open(path, encoding="utf-8") as file:
+      rows = json.load(file)["architectures"]
+    return {timed(row): row for row in rows}
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise ValueError(
+      f"--against={path} is not what --out writes of architectures: {error!r}"
+    ) from None
+
+
+def timed(row: dict) -> tuple:
+  """What a row is of."""
+  names = "arch", "dim", "depth", "length", "batch", "symbols"
+  return tuple(row[name] for name in names)
 
 
 def whole_numbers(words: list[str]) -> list[int]:
@@ -131,16 +167,17 @@ def losses() -> dict:
   return {"losses": rows}
 
 
-def architectures(lengths: list[int]) -> dict:
+def architectures(lengths: list[int], earlier: dict) -> dict:
   import configs
-  from train import bench, platform, progress
+  from arch import target
+  from train import bench, peers, platform, progress
 
   cfgs = configs.several(ARCHS.value)
   peak = platform.peak(DTYPE.value)
   command.say(
     f"matrix products in {DTYPE.value} reach {peak / 1e9:.0f} GFLOP/s; "
     f"dim {DIM.value}, depth {DEPTH.value}, length {LENGTH.value}, batch "
-    f"{BATCH.value}, {SYMBOLS.value} symbols\n{HEAD}"
+    f"{BATCH.value}, {SYMBOLS.value} symbols; {target.now()}\n{HEAD}"
   )
   rows = []
   for name, cfg in progress.bar(cfgs.items(), "configs", unit="config"):
@@ -160,6 +197,13 @@ def architectures(lengths: list[int]) -> dict:
       f"{row['share_of_peak']:7.1%} {row['memory_bytes'] / 2**20:4,.0f} MiB "
       f"{row['decode_tokens_per_second']:8,.0f}"
     )
+    if earlier:
+      command.say(f"  {compared(row, earlier.get(timed(row)))}")
+    row["peers"] = []
+    if PEERS.value and name in peers.PEERS:
+      for peer in peers.measure(name, cfg, SECONDS.value):
+        row["peers"].append(peer)
+        command.say(f"  {beside(row, peer)}")
     row["growth"] = []
     for point in bench.growth(cfg, lengths, SECONDS.value):
       row["growth"].append(point)
@@ -171,6 +215,28 @@ def architectures(lengths: list[int]) -> dict:
       )
     rows.append(row)
   return {"peak_flops_per_second": peak, "architectures": rows}
+
+
+def compared(row: dict, old: dict | None) -> str:
+  if old is None:
+    return "not measured at these sizes in --against"
+  times = old["step_seconds"] / row["step_seconds"]
+  return (
+    f"{times:.2f} times as fast as in --against: there {old['dtype']}, "
+    f"{old['tokens_per_second']:,.0f} tokens/s, {old['compile_seconds']:.1f} s "
+    f"to compile, {old['memory_bytes'] / 2**20:,.0f} MiB"
+  )
+
+
+def beside(row: dict, peer: dict) -> str:
+  what = f"PyTorch {peer['peer']}, {peer['dtype']}, {peer['way']}"
+  if "refused" in peer:
+    return f"{what}: {peer['refused']}"
+  times = peer["step_seconds"] / row["step_seconds"]
+  return (
+    f"{what}: {peer['params']:,} parameters, {peer['compile_seconds']:.1f} s, "
+    f"{peer['tokens_per_second']:,.0f} tokens/s; here {times:.2f} times as fast"
+  )
 
 
 if __name__ == "__main__":

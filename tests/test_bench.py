@@ -1,5 +1,7 @@
 """That the bench runs and its numbers fit each other; never how fast."""
 
+import json
+
 import jax
 import models
 import pytest
@@ -7,8 +9,8 @@ from test_vocab import FILES
 
 import arch
 import configs
-from launch.bench import whole_numbers
-from train import bench, sizes
+from launch.bench import beside, compared, read, timed, whole_numbers
+from train import bench, peers, sizes
 
 
 def test_bench():
@@ -65,3 +67,66 @@ def test_losses_are_of_every_way_out():
 def test_lengths_are_refused(words):
   with pytest.raises(ValueError, match="--lengths"):
     whole_numbers(words)
+
+
+def small(name, dtype="float32"):
+  return bench.resize(
+    configs.load(name),
+    dim=64,
+    depth=2,
+    length=8,
+    batch=2,
+    symbols=11,
+    dtype=dtype,
+  )
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_a_peer_has_the_same_sizes_and_is_timed(name, monkeypatch):
+  """But for a few: theirs have no start symbol, and other heads when narrow."""
+  pytest.importorskip("transformers")
+  peers.check()
+  monkeypatch.setattr(peers, "SETTINGS", (("bfloat16", "eager"),))
+  cfg = small(name)
+  (row,) = peers.measure(name, cfg, 0.01)
+  own = sizes.parameters(cfg)
+  assert row["params"] == pytest.approx(own, rel=0.03)
+  assert row["tokens_per_second"] == pytest.approx(16 / row["step_seconds"])
+  told = beside({"step_seconds": row["step_seconds"]}, row)
+  assert "bfloat16, eager" in told and told.endswith("here 1.00 times as fast")
+
+
+def test_a_setting_that_is_refused_is_said(monkeypatch):
+  torch = pytest.importorskip("torch")
+  pytest.importorskip("transformers")
+
+  def compile(model):
+    raise RuntimeError("no compiler\nmore")
+
+  monkeypatch.setattr(torch, "compile", compile)
+  monkeypatch.setattr(peers, "SETTINGS", (("float32", "compiled"),))
+  (row,) = peers.measure("attention", small("attention"), 0.01)
+  assert beside({}, row).endswith("compiled: RuntimeError: no compiler")
+
+
+def test_missing_peers_are_refused(monkeypatch):
+  monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ValueError, match=r"--peers wants torch: pip install -e"):
+    peers.check()
+
+
+def test_a_row_is_compared_with_an_earlier_one(tmp_path):
+  row = bench.measure(small("mingru", "mixed"), peak=1e9, seconds=0.01)
+  row["arch"] = "mingru"
+  file = tmp_path / "old.json"
+  old = row | {"step_seconds": 2 * row["step_seconds"], "dtype": "float32"}
+  file.write_text(json.dumps({"architectures": [old]}))
+  earlier = read(str(file))
+  assert compared(row, earlier[timed(row)]).startswith(
+    "2.00 times as fast as in --against: there float32"
+  )
+  assert timed(row | {"dim": 5}) not in earlier
+  assert compared(row, None) == "not measured at these sizes in --against"
+  file.write_text("[]")
+  with pytest.raises(ValueError, match="is not what --out writes"):
+    read(str(file))

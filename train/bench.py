@@ -77,6 +77,8 @@ def measure(cfg, peak: float, seconds: float = 3.0) -> dict:
     "depth": cfg.model.depth,
     "length": cfg.train.length,
     "batch": cfg.train.batch,
+    "symbols": cfg.model.vocab.size,
+    "dtype": cfg.model.dtype,
     "params": count.params,
     "compile_seconds": compiling,
     "step_seconds": took,
