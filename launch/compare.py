@@ -1,6 +1,6 @@
 """Which architecture is better, by how much, and is that noise?
 
-python -m launch.compare [--archs=a,b,c|all] [--params=500K|none]
+python -m launch.compare [--archs=a,b,c|all] [--params=100K|none]
   [--flops=1M] [--tokens=] [--length=] [--batch=] [--data=stdlib] [--seeds=3]
   [--lrs=...] [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=block]
   [--set=FIELD=VALUE] [--workdir=] [--until=8h] [--chips=8]

@@ -31,9 +31,9 @@ class Plan:
     settings: FIELD=VALUE of every arm, in the order that they are made.
   """
 
-  params: int | None = 500_000
+  params: int | None = 100_000
   flops: int | None = None
-  tokens: int = 250_000
+  tokens: int = 500_000
   length: int | None = None
   batch: int = 8
   data: str = "stdlib"
