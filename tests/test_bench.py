@@ -41,6 +41,17 @@ def test_a_mixer_alone(name):
   assert row["seconds"] > 0 and row["memory_bytes"] > 4 * 8 * 256
 
 
+def test_a_formula_that_is_too_large_is_not_run():
+  def wide(x):
+    jax.debug.callback(ran.append, 1)
+    return x[:, None] * x[None]
+
+  ran, x = [], {"x": jax.numpy.ones(256)}
+  row = bench.both(wide, x, 0.01, most=1000)
+  assert row["seconds"] is None and row["memory_bytes"] > 1000 and not ran
+  assert bench.both(wide, x, 0.01, most=1 << 30)["seconds"] > 0 and ran
+
+
 @pytest.mark.parametrize("name", models.CONFIGS)
 def test_every_config_resizes(name):
   cfg = bench.resize(

@@ -24,7 +24,7 @@ from flax import nnx
 import arch
 from arch import arrays, recurrence, registry, vocabulary
 from arch.product import mixed
-from train import sizes
+from train import platform, sizes
 from train.sharding import Sharding
 from train.step import Step
 
@@ -186,8 +186,10 @@ def kernels(seconds: float = 1.0) -> Iterator[dict]:
 
   T = 2048, batch 1, 4 heads of K = V = 64; the diagonal ones D = 256, of which
   some have N = 16. Of each the seconds, and the bytes that the compiled program
-  keeps on the way.
+  keeps on the way. A formula that would keep more than a quarter of the memory,
+  as that of a long convolution, is not run: its seconds are None.
   """
+  most = platform.machine()["memory_bytes"] / 4
   for name, (functions, example) in recurrence.twins().items():
     keys = iter(jax.random.split(jax.random.key(0), 64))
 
@@ -198,7 +200,7 @@ def kernels(seconds: float = 1.0) -> Iterator[dict]:
       if label.partition(",")[0] != name:
         continue
       times = {
-        twin: both(function, inputs, seconds)
+        twin: both(function, inputs, seconds, most)
         for twin, function in functions.items()
       }
       for twin in times.keys() - {"reference"}:
@@ -254,15 +256,18 @@ def losses(
     }
 
 
-def both(function: Callable, inputs: dict, seconds: float) -> dict:
-  """Value and gradient for every input: seconds and memory_bytes."""
+def both(function: Callable, inputs: dict, seconds: float, most: float) -> dict:
+  """Value and gradient for every input: seconds, None where it would keep more
+  bytes than `most`, and memory_bytes."""
 
   def value(inputs):
     return jnp.sum(jnp.sin(jax.tree.leaves(function(**inputs))[0]))
 
   run = jax.jit(jax.value_and_grad(value)).lower(inputs).compile()
-  took, _ = fastest(lambda _: run(inputs), None, seconds)
   memory = run.memory_analysis().temp_size_in_bytes
+  if memory > most:
+    return {"seconds": None, "memory_bytes": memory}
+  took, _ = fastest(lambda _: run(inputs), None, seconds)
   return {"seconds": took, "memory_bytes": memory}
 
 
