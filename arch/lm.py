@@ -21,6 +21,7 @@ from arch.config import closest, configure
 from arch.law import Aux
 from arch.layers import NORMS
 from arch.registry import find
+from arch.remat import REMAT
 from arch.vocabulary import Vocab
 
 
@@ -52,7 +53,8 @@ class Config:
     positions: how many learned positions a document has, added to the embedded
       tokens as in GPT-2; 0 for none.
     dtype: compute dtype, float32 or bfloat16.
-    remat: "none", or "block" to recompute each block in the backward pass.
+    remat: what the backward pass computes again: "none"; "auto", of each block
+      all but products; "block", all of it. See arch/remat.py.
     dropout: share of each block's output that training sets to zero.
   """
 
@@ -93,8 +95,8 @@ class Config:
       )
     if self.dtype not in ("float32", "bfloat16"):
       raise ValueError(f"dtype={self.dtype!r}: float32 or bfloat16")
-    if self.remat not in ("none", "block"):
-      raise ValueError(f"remat={self.remat!r}: none or block")
+    if self.remat not in REMAT:
+      raise ValueError(f"remat={self.remat!r}: one of {', '.join(REMAT)}")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
     find("wiring", self.wiring)
