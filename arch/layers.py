@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import starts
+from arch import starts, target
 from arch.roles import Gate, Matrix, Vector
 from arch.weights import dense
 
@@ -186,6 +186,10 @@ def rotary(x, position, base=10_000.0):
   angle = (position[..., None] * turn[None, None]).astype(jnp.float32)
   angle = angle[:, :, None] * (2 * np.pi / 2**32)  # B T 1 K/2
   sin, cos = jnp.sin(angle), jnp.cos(angle)
+  if target.now().halves:
+    a, b = (h.astype(jnp.float32) for h in jnp.split(x, 2, -1))
+    turned = a * cos - b * sin, b * cos + a * sin
+    return jnp.concatenate([h.astype(x.dtype) for h in turned], -1)
   sin, cos = jnp.concatenate([-sin, sin], -1), jnp.concatenate([cos, cos], -1)
   x32 = x.astype(jnp.float32)
   return (x32 * cos + jnp.roll(x32, K // 2, -1) * sin).astype(x.dtype)

@@ -20,6 +20,9 @@ class Target(NamedTuple):
     arranged: whether a batch of products is arranged; see product.py.
     one_by_one: whether blocks of experts run one by one, not all at once; see
       channels/experts.py.
+    kernels: whether there are kernels, which run where it is known who holds
+      which rows of a batch; see rows.py.
+    halves: whether positions are turned half by half, not by a roll.
   """
 
   name: str
@@ -27,12 +30,14 @@ class Target(NamedTuple):
   unroll: int = 1
   arranged: bool = False
   one_by_one: bool = False
+  kernels: bool = False
+  halves: bool = False
 
 
 TARGETS = {
   "cpu": Target("cpu", chunk=32, unroll=16, arranged=True, one_by_one=True),
   "gpu": Target("gpu"),
-  "tpu": Target("tpu"),
+  "tpu": Target("tpu", kernels=True, halves=True),
 }
 
 _given = contextvars.ContextVar("target", default=None)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from arch import recurrence
-from arch.recurrence import chunks, delta, gated, log_linear
+from arch.recurrence import chunks, delta, gated, gated_kernel, log_linear
 
 B, K, V = 2, 6, 5
 D, N = 4, 3
@@ -199,7 +199,15 @@ def convolution_case(time, length=19):
   )
 
 
+def gated_kernels(q, k, v, g, reset=None, state=None, chunk=None):
+  """The kernels of a TPU, as functions of arrays here."""
+  g = chunks.where_reset(reset, -jnp.inf, g)
+  state = gated.fresh(k, v) if state is None else state
+  return gated_kernel.chunked(q, k, v, g, state, chunk, interpret=True)
+
+
 TWINS = recurrence.twins()
+KERNELS = {"gated, kernels": gated_kernels}
 before, past = dict(read="before"), dict(read="past")
 # what makes the inputs, its arguments, and those of the twins
 CASES = {
@@ -210,6 +218,7 @@ CASES = {
   "gated, 3 a step, past": (gated_case, dict(rows=(3,)), past),
   "gated, K": (gated_case, dict(wide=True), {}),
   "gated, K, before": (gated_case, dict(groups=2, wide=True), before),
+  "gated, kernels": (gated_case, dict(groups=2), {}),
   "delta": (delta_case, {}, {}),
   "delta, a": (delta_case, dict(a=True), {}),
   "delta, K": (delta_case, dict(wide=True), {}),
@@ -242,6 +251,7 @@ def case(label):
   if name == "titans":
     functions = {twin: two_layers(f) for twin, f in functions.items()}
   reference, fast = functions["reference"], functions.get("chunked")
+  fast = KERNELS.get(label, fast)
   if fast is None:
     fast = functions["scan"]
   elif name not in ("ttt", "titans"):

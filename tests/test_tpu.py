@@ -123,6 +123,14 @@ def test_a_step_with_every_part_compiles(kind, name, record_property):
   record_property("provenance", [kind, name, "tpu", "v5e:2x4"])
 
 
+@pytest.mark.parametrize("topology", ["v5e:1x1", "v5e:2x4"])
+def test_a_step_with_kernels_compiles(topology):
+  """Each device runs those of its own rows."""
+  c = config("attention")
+  c.model.mixers.attention.head, c.model.dim = 16, 32
+  assert "tpu_custom_call" in compiled(topology, c)
+
+
 def compiled(topology, c) -> str:
   """The text of a training step, in which devices share no numbers but sums."""
   c.train.batch, c.model.dtype = 8, "bfloat16"
