@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from arch import recurrence
-from arch.recurrence import chunks, delta, gated, gated_kernel, log_linear
+from arch.recurrence import (
+  chunks,
+  delta,
+  delta_kernel,
+  gated,
+  gated_kernel,
+  log_linear,
+)
 
 B, K, V = 2, 6, 5
 D, N = 4, 3
@@ -206,8 +213,15 @@ def gated_kernels(q, k, v, g, reset=None, state=None, chunk=None):
   return gated_kernel.chunked(q, k, v, g, state, chunk, interpret=True)
 
 
+def delta_kernels(q, k, v, w, a, b, reset=None, state=None, chunk=None):
+  w = chunks.where_reset(reset, -jnp.inf, w)
+  b = chunks.where_reset(reset, 0, b)
+  state = gated.fresh(k, v) if state is None else state
+  return delta_kernel.chunked(q, k, v, w, b, state, chunk, interpret=True)
+
+
 TWINS = recurrence.twins()
-KERNELS = {"gated, kernels": gated_kernels}
+KERNELS = {"gated, kernels": gated_kernels, "delta, kernels": delta_kernels}
 before, past = dict(read="before"), dict(read="past")
 # what makes the inputs, its arguments, and those of the twins
 CASES = {
@@ -220,6 +234,7 @@ CASES = {
   "gated, K, before": (gated_case, dict(groups=2, wide=True), before),
   "gated, kernels": (gated_case, dict(groups=2), {}),
   "delta": (delta_case, {}, {}),
+  "delta, kernels": (delta_case, {}, {}),
   "delta, a": (delta_case, dict(a=True), {}),
   "delta, K": (delta_case, dict(wide=True), {}),
   "delta, K, a": (delta_case, dict(wide=True, a=True), {}),
@@ -275,7 +290,7 @@ def over(names):
 each = over(CASES)
 ONE_OF_EACH = ["gated", "gated, K", "delta", "delta, K, a", "diagonal"]
 ONE_OF_EACH += ["selective", "convolve", "log-linear, b", "mesa", "ttt"]
-ONE_OF_EACH += ["titans", "convolution"]
+ONE_OF_EACH += ["titans", "convolution", *KERNELS]
 
 
 def resets():
@@ -373,7 +388,7 @@ def test_twins(name):
   close(a, b, 1e-5)
 
 
-@over(["gated, before", "gated, K, before", "delta", "delta, K, a"])
+@over(["gated, before", "gated, K, before", "delta", "delta, K, a", *KERNELS])
 def test_twins_in_bfloat16(name):
   make, fast, reference = case(name)
   x = make(T)

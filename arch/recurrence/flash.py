@@ -121,7 +121,10 @@ def whole(b, g, i):
 
 def dot(x, y, dims):
   dims = (((dims[0],), (dims[1],)), ((), ()))
-  return jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)
+  exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+  return jax.lax.dot_general(
+    x, y, dims, precision=exact, preferred_element_type=jnp.float32
+  )
 
 
 def part(i, size):

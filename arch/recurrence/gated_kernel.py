@@ -72,38 +72,52 @@ def scan(sizes, q, k, v, g, S):
   return forward(sizes, q, k, v, g, S)[0]
 
 
-def exact(x, y, dims):
-  dims = (((dims[0],), (dims[1],)), ((), ()))
-  return jax.lax.dot_general(
-    x,
-    y,
-    dims,
-    precision=jax.lax.Precision.HIGHEST,
-    preferred_element_type=jnp.float32,
-  )
-
-
 def triangle(C):
   """C C float32, 1 where the row is not after the column."""
   at = [jax.lax.broadcasted_iota(jnp.int32, (C, C), i) for i in (0, 1)]
   return jnp.where(at[0] <= at[1], 1.0, 0.0)
 
 
+class Sums(NamedTuple):
+  """Of g, 1 C, from where a token's segment starts.
+
+  Attributes:
+    segment: 1 C, how many cuts were until a token.
+    same: C C, 1 for a token and those after it in its segment, else 0.
+    L: 1 C, of g; column: the same, C 1.
+  """
+
+  segment: jax.Array
+  same: jax.Array
+  L: jax.Array
+  column: jax.Array
+
+
+def sums(g) -> Sums:
+  until = triangle(g.shape[1])
+  gone, g = jnp.where(g < CUT, 1.0, 0.0), jnp.where(g < CUT, 0.0, g)
+  segment = dot(gone, until, (1, 0))
+  same = jnp.where(dot(until, gone, (0, 1)) == segment, until, 0)
+  return Sums(segment, same, dot(g, same, (1, 0)), dot(same, g, (0, 1)))
+
+
+def between(L, column, same):
+  """C C, exp(L_i - L_j) by key j and query i, 0 for pairs that are not same."""
+  return jnp.where(same > 0, jnp.exp(jnp.minimum(L - column, 0)), 0)
+
+
+def edges(x: Sums):
+  """P and Q of chunks.decays, 1 C."""
+  C = x.L.shape[1]
+  P = jnp.where(x.segment == 0, jnp.exp(x.L), 0)
+  ends = x.segment == x.segment[:, C - 1 :]
+  return P, jnp.where(ends, jnp.exp(x.L[:, C - 1 :] - x.L), 0)
+
+
 def decays(g):
-  """D^T: C C, by key and query, and P and Q: 1 C; see chunks.decays."""
-  C = g.shape[1]
-  until = triangle(C)
-  gone = jnp.where(g < CUT, 1.0, 0.0)
-  rows = jnp.concatenate([jnp.where(g < CUT, 0.0, g), gone], 0)  # 2 C
-  row = exact(rows, until, (1, 0))
-  column = exact(until, rows, (0, 1))  # C 2
-  L, segment = row[:1], row[1:]
-  same = (until > 0) & (column[:, 1:] == segment)
-  D = jnp.where(same, jnp.exp(jnp.minimum(L - column[:, :1], 0)), 0)
-  P = jnp.where(segment == 0, jnp.exp(L), 0)
-  last = segment[:, C - 1 :]
-  Q = jnp.where(segment == last, jnp.exp(L[:, C - 1 :] - L), 0)
-  return D, P, Q
+  """D^T: C C, P and Q: 1 C, as in chunks.decays, and Sums.same."""
+  x = sums(g)
+  return between(x.L, x.column, x.same), *edges(x), x.same
 
 
 def scaled(x, row):
@@ -127,15 +141,15 @@ def forward(sizes, q, k, v, g, S):
     q, k = q_ref[0], k_ref[0]
     A = dot(k, q, (0, 0))  # C C, by key and query
 
-    def head(r, _):
-      D, P, Q = decays(g_ref[0, 0, pl.ds(r, 1)])
+    def head(r, carry):
+      D, P, Q, _ = decays(g_ref[0, 0, pl.ds(r, 1)])
       own = part(r, V)
       v, S = v_ref[0, own], now_ref[own]
       o = dot(v, (A * D).astype(v.dtype), (1, 0))
       o += P * dot(S.astype(v.dtype), q, (1, 0))
       o_ref[0, own] = o.astype(o_ref.dtype)
       now_ref[own] = P[:, C - 1 :] * S + dot(scaled(v, Q), k, (1, 1))
-      return _
+      return carry
 
     jax.lax.fori_loop(0, R, head, 0)
 
@@ -196,7 +210,6 @@ def backward(sizes, saved, ct):
 
     q, k = q_ref[0], k_ref[0]
     A = dot(k, q, (0, 0))
-    until = triangle(C)
     last = jax.lax.broadcasted_iota(jnp.int32, (1, C), 1) == C - 1
     at = [jax.lax.broadcasted_iota(jnp.int32, (C, C), i) for i in (0, 1)]
     before = at[0] < at[1]
@@ -205,7 +218,7 @@ def backward(sizes, saved, ct):
       dA, dq, dk = carry
       own = part(r, V)
       row = g_ref[0, 0, pl.ds(r, 1)]
-      D, P, Q = decays(row)
+      D, P, Q, same = decays(row)
       v, d, S = v_ref[0, own], d_ref[0, own], past_ref[0, 0, own]
       dS = now_ref[own]
       v32, d32 = v.astype(jnp.float32), d.astype(jnp.float32)
@@ -215,13 +228,13 @@ def backward(sizes, saved, ct):
       X = dot(v, d, (0, 0)) * D
       x = jnp.where(before, X * A, 0)
       y = Q * (v32 * wrote).sum(0, keepdims=True)
-      dL = x.sum(0, keepdims=True) - exact(jnp.ones((1, C)), x, (1, 1))
+      dL = x.sum(0, keepdims=True) - dot(jnp.ones((1, C)), x, (1, 1))
       dL += P * (d32 * read).sum(0, keepdims=True) - y
       total = P[:, C - 1 :]
       held = (dS * S.astype(jnp.float32)).sum(0, keepdims=True)
       end = y.sum(1, keepdims=True) + total * held.sum(1, keepdims=True)
       dL += jnp.where(last, end, 0)
-      dg = exact(dL, until, (1, 1))
+      dg = dot(dL, same, (1, 1))
       dg_ref[0, 0, pl.ds(r, 1)] = jnp.where(row < CUT, 0, dg)
       d = scaled(d, P)
       now_ref[own] = total * dS + dot(d, q, (1, 1))
