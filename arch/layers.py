@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import starts, target
+from arch import rows, starts, target
+from arch.recurrence import conv_kernel
 from arch.roles import Gate, Matrix, Vector
 from arch.weights import dense
 
@@ -292,9 +293,13 @@ class ShortConv(nnx.Module):
   def init_state(self, batch):
     return jnp.zeros((batch, self.width - 1, self.dim), self.dtype)
 
-  def __call__(self, x, reset, state):
+  def __call__(self, x, reset, state, silu=False):
+    """y, or its SiLU, and the state after x; None is a fresh one."""
     B, T, _ = x.shape
     W = self.width
+    if state is None and target.now().kernels and rows.known(x):
+      if not conv_kernel.refused(x, W):
+        return self.kernels(x.astype(self.dtype), reset, silu)
     if state is None:
       state = self.init_state(B)
     x = jnp.concatenate([state, x.astype(self.dtype)], 1)  # B W-1+T D
@@ -316,7 +321,24 @@ class ShortConv(nnx.Module):
     y = sum(tap * weight[j][None, None] for j, tap in enumerate(taps))
     if self.bias is not None:
       y = y + self.bias[...].astype(self.dtype)[None, None]
-    return y, kept
+    return jax.nn.silu(y) if silu else y, kept
+
+  def kernels(self, x, reset, silu):
+    weight = self.weight[...].astype(self.dtype)
+    bias = 0 * weight[0]
+    if self.bias is not None:
+      bias = self.bias[...].astype(self.dtype)
+    document = jnp.zeros(x.shape[:2], jnp.int32)
+    if reset is not None:
+      document = jnp.cumsum(reset, 1, dtype=jnp.int32)
+    last = 1 - self.width
+    same = jnp.where(document[:, last:] == document[:, -1:], 1, 0)
+
+    def run(x, weight, bias):
+      return conv_kernel.convolved(x[0], weight, bias, x[1], silu)
+
+    y = rows.kernel(run, (x, document), weight, bias)
+    return y, x[:, last:] * same[..., None].astype(x.dtype)
 
 
 class Levels(nnx.Module):

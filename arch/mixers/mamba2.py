@@ -92,9 +92,9 @@ class Mixer(nnx.Module):
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
-    state = state or self.init_state(u.shape[0])
-    x, z, conv, reads = self.project(u, reset, state["conv"])
-    y, ssm = gated.chunked(*reads, reset, state["ssm"])
+    conv, ssm = (None,) * 2 if state is None else (state["conv"], state["ssm"])
+    x, z, conv, reads = self.project(u, reset, conv)
+    y, ssm = gated.chunked(*reads, reset, ssm)
     y = self.output(y, x, z, self.cfg.groups)
     return y, {"conv": conv, "ssm": ssm}, Aux()
 
@@ -104,8 +104,8 @@ class Mixer(nnx.Module):
     cfg = self.cfg
     E, GN = cfg.E, cfg.groups * cfg.state
     z, xbc, dt = self.in_proj(u)
-    xbc, conv = self.conv(xbc, reset, conv)
-    x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
+    xbc, conv = self.conv(xbc, reset, conv, silu=True)
+    x, b, c = jnp.split(xbc, (E, E + GN), -1)
     x = x.reshape(*u.shape[:2], cfg.H, cfg.head)
     b, c = (t.reshape(*u.shape[:2], cfg.groups, cfg.state) for t in (b, c))
     dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]

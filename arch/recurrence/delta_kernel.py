@@ -21,13 +21,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from arch.recurrence.flash import MEMORY, dot, lanes
+from arch.recurrence.flash import MEMORY, dot, lanes, said
 from arch.recurrence.gated_kernel import (
   CHUNK,
   CUT,
   between,
   edges,
-  said,
   scaled,
   sums,
   triangle,
@@ -283,4 +282,4 @@ def cost(sizes, keys, states, values, moved, shape):
   inverses = 6 * 2 * (C.bit_length() - 1) * C**3
   flops = C * (keys * C * K + states * V * K + values * C * V) + inverses
   count = B * sizes.H * N
-  return said(sizes, 2 * count * flops, 2 * count * C * C, moved)
+  return said(sizes.interpret, 2 * count * flops, 2 * count * C * C, moved)

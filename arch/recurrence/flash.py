@@ -25,6 +25,9 @@ from arch.remat import kept
 HIDDEN = -1e30  # see attend.py
 LANES = 128
 BLOCK = 512
+# operations of the vector unit weigh as many of the matrix unit's, which are
+# counted at half their number a second; see train/chips.py
+VECTOR = 16
 MEMORY = 100 * 2**20  # of the 128 MiB beside a core that a kernel may take
 
 
@@ -185,7 +188,7 @@ def forward(tiles, q, key, value, first):
       jax.ShapeDtypeStruct((B, G * R * V, T), q.dtype),
       jax.ShapeDtypeStruct((B, G, R, T), jnp.float32),
     ],
-    **said(tiles, 2 * (K + V) * pairs, pairs, (q, key, value), (q,)),
+    **said(tiles.interpret, 2 * (K + V) * pairs, pairs, (q, key, value, q)),
   )(q, key, value, first)
   out, norm = kept((out, norm))
   return out, (q, key, value, first, out, norm)
@@ -249,7 +252,7 @@ def backward(tiles, saved, d_out):
     out_specs=[pl.BlockSpec((1, R * K, T), whole), *keys],
     out_shape=list(like),
     scratch_shapes=[pltpu.VMEM((R * K, T), jnp.float32)],
-    **said(tiles, 2 * (3 * K + 2 * V) * pairs, pairs, moved, ()),
+    **said(tiles.interpret, 2 * (3 * K + 2 * V) * pairs, pairs, moved),
   )(q, key, value, first, norm, out, d_out)
   return dq, dk, dv, None
 
@@ -257,16 +260,14 @@ def backward(tiles, saved, d_out):
 heads.defvjp(forward, backward)
 
 
-def said(tiles, flops, exponentials, *arrays):
+def said(interpret, flops, exponentials, moved):
   """What a kernel costs, and what it may take."""
-  moved = sum(x.size * x.dtype.itemsize for some in arrays for x in some)
   return dict(
     cost_estimate=pl.CostEstimate(
-      flops=flops, transcendentals=exponentials, bytes_accessed=moved
+      flops=flops,
+      transcendentals=exponentials,
+      bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
     ),
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel", "arbitrary"),
-      vmem_limit_bytes=MEMORY,
-    ),
-    interpret=tiles.interpret,
+    compiler_params=pltpu.CompilerParams(vmem_limit_bytes=MEMORY),
+    interpret=interpret,
   )

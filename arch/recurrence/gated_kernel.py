@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from arch.recurrence.flash import MEMORY, dot, lanes, part
+from arch.recurrence.flash import MEMORY, dot, lanes, part, said
 from arch.remat import kept
 
 CHUNK = 128
@@ -187,7 +187,7 @@ def forward(sizes, q, k, v, g, S):
       past,
     ],
     scratch_shapes=[pltpu.VMEM((R * V, K), jnp.float32)],
-    **said(sizes, flops, heads * C * C, (q, k, v, v, g, S, S, past)),
+    **said(sizes.interpret, flops, heads * C * C, (q, k, v, v, g, S, S, past)),
   )(q, k, v, g, S)
   o, past = kept((o, past))
   return (o, end), (q, k, v, g, past)
@@ -286,25 +286,9 @@ def backward(sizes, saved, ct):
       jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, g, d_end)
     ],
     scratch_shapes=[pltpu.VMEM((R * V, K), jnp.float32)],
-    **said(sizes, flops, heads * C * C, moved),
+    **said(sizes.interpret, flops, heads * C * C, moved),
   )(q, k, v, g, past, d_o, d_end)
   return dq, dk, dv, dg, dS
 
 
 scan.defvjp(forward, backward)
-
-
-def said(sizes, flops, exponentials, moved):
-  """What a kernel costs, and what it may take."""
-  return dict(
-    cost_estimate=pl.CostEstimate(
-      flops=flops,
-      transcendentals=exponentials,
-      bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
-    ),
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=("parallel", "parallel", "arbitrary"),
-      vmem_limit_bytes=MEMORY,
-    ),
-    interpret=sizes.interpret,
-  )

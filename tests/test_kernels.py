@@ -1,0 +1,76 @@
+"""What kernels of a TPU do over many chunks, and where they are used."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from models import close
+
+from arch import layers
+from arch.recurrence import conv_kernel, diagonal, diagonal_kernel
+
+
+def both(f, *args):
+  def loss(*args):
+    y = f(*args)
+    return jnp.sum(jnp.sin(y.astype(jnp.float32))), y
+
+  every = tuple(range(len(args)))
+  (_, y), grads = jax.jit(jax.value_and_grad(loss, every, has_aux=True))(*args)
+  return [x.astype(jnp.float32) for x in (y, *jax.tree.leaves(grads))]
+
+
+@pytest.mark.parametrize("T", [1, 128, 300])
+def test_a_diagonal_scan(T):
+  keys = jax.random.split(jax.random.key(T), 3)
+  a = jnp.tanh(jax.random.normal(keys[0], (2, T, 16)) + 2)
+  a = a.at[:, T // 2].set(0)
+  b, h = (
+    jax.random.normal(k, s)
+    for k, s in zip(keys[1:], (a.shape, (2, 16)), strict=True)
+  )
+
+  def kernels(a, b, h):
+    return diagonal_kernel.scan(a, b, h, interpret=True)
+
+  def formula(a, b, h):
+    return diagonal.reference(a, b, state=h)[0]
+
+  close(both(kernels, a, b, h), both(formula, a, b, h), 1e-5)
+
+
+@pytest.mark.parametrize(
+  "T, width, bias, silu, packed, dtype",
+  [
+    (3, 4, True, False, False, "float32"),
+    (131, 4, True, True, True, "float32"),
+    (300, 3, False, True, True, "bfloat16"),
+  ],
+)
+def test_a_short_convolution(T, width, bias, silu, packed, dtype):
+  kw = dict(dtype=dtype, rngs=nnx.Rngs(0), bias=bias)
+  conv = layers.ShortConv(48, width, **kw)
+  x = jax.random.normal(jax.random.key(0), (2, T, 48), dtype)
+  assert not conv_kernel.refused(x, width)
+  reset = jax.random.bernoulli(jax.random.key(1), 0.2, (2, T))
+  document = jnp.cumsum(reset * packed, 1, dtype=jnp.int32)
+  reset = reset if packed else None
+
+  def kernels(conv, x):
+    weight = conv.weight[...].astype(dtype)
+    own = conv.bias[...].astype(dtype) if bias else 0 * weight[0]
+    return conv_kernel.convolved(x, weight, own, document, silu, True)
+
+  def plain(conv, x):
+    return conv(x, reset, None, silu)[0]
+
+  found, expected = both(kernels, conv, x), both(plain, conv, x)
+  close(found, expected, 1e-5 if dtype == "float32" else 4e-2)
+
+
+def test_what_the_kernels_do_not_take_is_told():
+  x = jax.ShapeDtypeStruct((1, 2, 48), jnp.float32)
+  assert conv_kernel.refused(x, 4) == "4 taps"
+  x = jax.ShapeDtypeStruct((1, 300, 7), jnp.float32)
+  assert "7 channels" in conv_kernel.refused(x, 4)
+  assert "7 channels" in diagonal_kernel.refused(x)
