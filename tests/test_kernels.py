@@ -7,7 +7,12 @@ from flax import nnx
 from models import close
 
 from arch import layers
-from arch.recurrence import conv_kernel, diagonal, diagonal_kernel
+from arch.recurrence import (
+  conv_kernel,
+  diagonal,
+  diagonal_kernel,
+  selective_kernel,
+)
 
 
 def both(f, *args):
@@ -37,6 +42,29 @@ def test_a_diagonal_scan(T):
     return diagonal.reference(a, b, state=h)[0]
 
   close(both(kernels, a, b, h), both(formula, a, b, h), 1e-5)
+
+
+@pytest.mark.parametrize("T, negative", [(1, False), (300, False), (140, True)])
+def test_a_selective_scan(T, negative):
+  keys = jax.random.split(jax.random.key(T), 6)
+  shapes = [(2, T, 16)] * 2 + [(16, 3)] + [(2, T, 3)] * 2 + [(2, 16, 3)]
+  x, dt, A, b, c, h = map(jax.random.normal, keys, shapes)
+  dt, A = jax.nn.softplus(dt), -jnp.exp(A)
+  reset = jnp.zeros((2, T), bool).at[:, T // 2].set(True)
+
+  def kernels(x, dt, A, b, c, h):
+    keep = jnp.where(reset, 0.0, 1.0)
+    y, h = selective_kernel.selective(
+      x, dt, A, b, c, keep, h, negative, interpret=True
+    )
+    return jnp.concatenate([y.ravel(), h.ravel()])
+
+  def formula(x, dt, A, b, c, h):
+    y, h = diagonal.reference_selective(x, dt, A, b, c, reset, h, negative)
+    return jnp.concatenate([y.ravel(), h.ravel()])
+
+  args = x, dt, A, b, c, h
+  close(both(kernels, *args), both(formula, *args), 1e-5)
 
 
 @pytest.mark.parametrize(

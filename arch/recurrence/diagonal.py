@@ -28,7 +28,12 @@ import jax
 import jax.numpy as jnp
 
 from arch import rows, target
-from arch.recurrence import chunks, convolution, diagonal_kernel
+from arch.recurrence import (
+  chunks,
+  convolution,
+  diagonal_kernel,
+  selective_kernel,
+)
 
 
 def reference(a, b, reset=None, state=None):
@@ -127,6 +132,16 @@ def selective(x, dt, A, b, c, reset=None, state=None, negative=False, chunk=16):
   if state is None:
     state = jnp.zeros((B, D, A.shape[1]), x.dtype)
   keep = chunks.where_reset(reset, 0, jnp.ones((B, T, 1), x.dtype))
+  if target.now().kernels and rows.known(x):
+    if not selective_kernel.refused(x):
+
+      def run_kernel(held, A):
+        x, dt, b, c, keep, state = held
+        return selective_kernel.selective(
+          x, dt, A, b, c, keep[..., 0], state, negative
+        )
+
+      return rows.kernel(run_kernel, (x, dt, b, c, keep, state), A)
 
   def by_chunk(x, fill=0):
     x = jnp.pad(x, ((0, 0), (0, -T % C), (0, 0)), constant_values=fill)
