@@ -11,6 +11,8 @@ from arch.recurrence import (
   conv_kernel,
   diagonal,
   diagonal_kernel,
+  gated,
+  gated_kernel,
   selective_kernel,
 )
 
@@ -42,6 +44,27 @@ def test_a_diagonal_scan(T):
     return diagonal.reference(a, b, state=h)[0]
 
   close(both(kernels, a, b, h), both(formula, a, b, h), 1e-5)
+
+
+def test_a_gated_recurrence_with_its_step_and_skip():
+  T, H, G, K, V = 21, 4, 2, 16, 32
+  keys = jax.random.split(jax.random.key(0), 7)
+  shapes = [(2, T, G, K)] * 2 + [(2, T, H, V)] + [(2, T, H)] * 2
+  shapes += [(H,), (2, H, K, V)]
+  q, k, x, step, g, skip, S = map(jax.random.normal, keys, shapes)
+  g = jax.nn.log_sigmoid(g).at[:, 11].set(-jnp.inf)
+
+  def kernels(q, k, x, step, skip, g, S):
+    skip = jnp.broadcast_to(skip, step.shape)
+    y, S = gated_kernel.chunked(q, k, x, g, S, step, skip, 8, interpret=True)
+    return jnp.concatenate([y.ravel(), S.ravel()])
+
+  def plain(q, k, x, step, skip, g, S):
+    y, S = gated.stepped(q, k, x, step, skip, g, None, S)
+    return jnp.concatenate([y.ravel(), S.ravel()])
+
+  args = q, k / 4, x, step, skip, g, S
+  close(both(kernels, *args), both(plain, *args), 1e-5)
 
 
 @pytest.mark.parametrize("T, negative", [(1, False), (300, False), (140, True)])

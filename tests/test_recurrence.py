@@ -211,7 +211,7 @@ def gated_kernels(q, k, v, g, reset=None, state=None, chunk=None):
   """The kernels of a TPU, as functions of arrays here."""
   g = chunks.where_reset(reset, -jnp.inf, g)
   state = gated.fresh(k, v) if state is None else state
-  return gated_kernel.chunked(q, k, v, g, state, chunk, interpret=True)
+  return gated_kernel.chunked(q, k, v, g, state, chunk=chunk, interpret=True)
 
 
 def delta_kernels(q, k, v, w, a, b, reset=None, state=None, chunk=None):

@@ -31,7 +31,7 @@ from arch.recurrence.gated_kernel import (
   sums,
   triangle,
 )
-from arch.remat import kept
+from arch.remat import kept_bits
 
 
 class Sizes(NamedTuple):
@@ -178,7 +178,7 @@ def forward(sizes, q, k, v, b, w, S):
     scratch_shapes=[pltpu.VMEM((V, K), jnp.float32)],
     **cost(sizes, 2, 3, 2, (q, k, b, v, v, w, S, S, past), (B, N, K, V)),
   )(q, k, v, b, w, S)
-  o, past = kept((o, past))
+  o, past = kept_bits((o, past))
   return (o, end), (q, k, v, b, w, past)
 
 

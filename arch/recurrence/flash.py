@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from arch.remat import kept
+from arch.remat import kept_bits
 
 HIDDEN = -1e30  # see attend.py
 LANES = 128
@@ -190,7 +190,7 @@ def forward(tiles, q, key, value, first):
     ],
     **said(tiles.interpret, 2 * (K + V) * pairs, pairs, (q, key, value, q)),
   )(q, key, value, first)
-  out, norm = kept((out, norm))
+  out, norm = kept_bits((out, norm))
   return out, (q, key, value, first, out, norm)
 
 

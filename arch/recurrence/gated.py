@@ -133,6 +133,28 @@ def chunked(
   return o, S.reshape(B, H, K, V)
 
 
+def stepped(q, k, x, step, skip, g, reset=None, state=None):
+  """`chunked` with v = step x, and skip x added to o, in float32.
+
+  Args:
+    x: B T H V; step: B T H; skip: H.
+  """
+  if target.now().kernels and rows.known(x):
+    if not gated_kernel.refused(q, x, g, "after", None):
+      state = fresh(k, x) if state is None else state
+      g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
+      skip = jnp.broadcast_to(skip, step.shape)
+
+      def run(held):
+        return gated_kernel.chunked(*held)
+
+      return rows.kernel(run, (q, k, x, g, state, step, skip))
+  v = x * step[..., None].astype(x.dtype)
+  o, S = chunked(q, k, v, g, reset, state)
+  x, o = x.astype(jnp.float32), o.astype(jnp.float32)
+  return o + skip[None, None, :, None] * x, S
+
+
 def fresh(k, v):
   shape = v.shape[0], v.shape[-2], k.shape[-1], v.shape[-1]
   return jnp.zeros(shape, jnp.float32)

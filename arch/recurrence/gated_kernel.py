@@ -23,7 +23,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from arch.recurrence.flash import MEMORY, dot, lanes, part, said
-from arch.remat import kept
+from arch.remat import kept_bits
 
 CHUNK = 128
 CUT = -30.0
@@ -53,23 +53,31 @@ def refused(q, v, g, read, u) -> str | None:
   return None
 
 
-def chunked(q, k, v, g, state, chunk=CHUNK, interpret=False):
-  """As gated.chunked with read="after"; g holds the resets."""
+def chunked(
+  q, k, v, g, state, step=None, skip=None, chunk=CHUNK, interpret=False
+):
+  """As gated.chunked with read="after"; g holds the resets. With a step and a
+  skip, B T H, as gated.stepped, the skip one a token."""
   B, T, H, V = v.shape
   G, K = q.shape[2:]
   C = chunk
   sizes = Sizes(G, H // G, K, V, C, interpret)
-  g = lanes(g.astype(jnp.float32)[..., None], C).reshape(B, G, H // G, -1)
+
+  def row(x):
+    return lanes(x.astype(jnp.float32)[..., None], C).reshape(B, G, H // G, -1)
+
+  g, step, skip = jax.tree.map(row, (g, step, skip))
   S = state.swapaxes(2, 3).reshape(B, H * V, K)
-  o, S = scan(sizes, lanes(q, C), lanes(k, C), lanes(v, C), g, S)
+  o, S = scan(sizes, lanes(q, C), lanes(k, C), lanes(v, C), g, S, step, skip)
   o = o.reshape(B, H, V, -1).transpose(0, 3, 1, 2)[:, :T]
   return o, S.reshape(B, H, V, K).swapaxes(2, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan(sizes, q, k, v, g, S):
-  """q, k: B GK T, v: B HV T, g: B G R T, S: B HV K -> o as v, S."""
-  return forward(sizes, q, k, v, g, S)[0]
+def scan(sizes, q, k, v, g, S, step, skip):
+  """q, k: B GK T, v: B HV T, S: B HV K, g, step and skip: B G R T, or the last
+  two None -> o as v, S."""
+  return forward(sizes, q, k, v, g, S, step, skip)[0]
 
 
 def triangle(C):
@@ -124,13 +132,14 @@ def scaled(x, row):
   return (x.astype(jnp.float32) * row).astype(x.dtype)
 
 
-def forward(sizes, q, k, v, g, S):
+def forward(sizes, q, k, v, g, S, step, skip):
   G, R, K, V, C, _ = sizes
   B, _, T = q.shape
   N = T // C
+  more = () if step is None else (step, skip)
 
   def kernel(q_ref, k_ref, v_ref, g_ref, S_ref, *others):
-    o_ref, end_ref, past_ref, now_ref = others
+    more, (o_ref, end_ref, past_ref, now_ref) = others[:-4], others[-4:]
     c = pl.program_id(2)
 
     @pl.when(c == 0)
@@ -144,8 +153,12 @@ def forward(sizes, q, k, v, g, S):
     def head(r, carry):
       D, P, Q, _ = decays(g_ref[0, 0, pl.ds(r, 1)])
       own = part(r, V)
-      v, S = v_ref[0, own], now_ref[own]
+      x, S = v_ref[0, own], now_ref[own]
+      row = [ref[0, 0, pl.ds(r, 1)] for ref in more]
+      v = scaled(x, row[0]) if more else x
       o = dot(v, (A * D).astype(v.dtype), (1, 0))
+      if more:
+        o += row[1] * x.astype(jnp.float32)
       o += P * dot(S.astype(v.dtype), q, (1, 0))
       o_ref[0, own] = o.astype(o_ref.dtype)
       now_ref[own] = P[:, C - 1 :] * S + dot(scaled(v, Q), k, (1, 1))
@@ -175,6 +188,7 @@ def forward(sizes, q, k, v, g, S):
       pl.BlockSpec((1, R * V, C), own),
       pl.BlockSpec((1, 1, R, C), lambda b, g, c: (b, g, 0, c)),
       pl.BlockSpec((1, R * V, K), group),
+      *[pl.BlockSpec((1, 1, R, C), lambda b, g, c: (b, g, 0, c)) for _ in more],
     ],
     out_specs=[
       pl.BlockSpec((1, R * V, C), own),
@@ -188,20 +202,23 @@ def forward(sizes, q, k, v, g, S):
     ],
     scratch_shapes=[pltpu.VMEM((R * V, K), jnp.float32)],
     **said(sizes.interpret, flops, heads * C * C, (q, k, v, v, g, S, S, past)),
-  )(q, k, v, g, S)
-  o, past = kept((o, past))
-  return (o, end), (q, k, v, g, past)
+  )(q, k, v, g, S, *more)
+  o, past = kept_bits((o, past))
+  return (o, end), (q, k, v, g, past, step, skip)
 
 
 def backward(sizes, saved, ct):
-  q, k, v, g, past = saved
+  q, k, v, g, past, step, skip = saved
   d_o, d_end = ct
   G, R, K, V, C, _ = sizes
   B, _, T = q.shape
   N = T // C
+  more = () if step is None else (step, skip)
+  extra = len(more)
 
   def kernel(q_ref, k_ref, v_ref, g_ref, past_ref, d_ref, end_ref, *others):
-    dq_ref, dk_ref, dv_ref, dg_ref, dS_ref, now_ref = others
+    more, others = others[:extra], others[extra:]
+    dq_ref, dk_ref, dv_ref, dg_ref, dS_ref, *d_more, now_ref = others
     c = pl.program_id(2)
 
     @pl.when(c == 0)
@@ -219,16 +236,23 @@ def backward(sizes, saved, ct):
       own = part(r, V)
       row = g_ref[0, 0, pl.ds(r, 1)]
       D, P, Q, same = decays(row)
-      v, d, S = v_ref[0, own], d_ref[0, own], past_ref[0, 0, own]
+      x, d, S = v_ref[0, own], d_ref[0, own], past_ref[0, 0, own]
+      rows = [ref[0, 0, pl.ds(r, 1)] for ref in more]
+      v = scaled(x, rows[0]) if more else x
       dS = now_ref[own]
       v32, d32 = v.astype(jnp.float32), d.astype(jnp.float32)
       read, wrote = dot(S, q, (1, 0)), dot(dS.astype(k.dtype), k, (1, 0))
       dv = dot(d, (A * D).astype(d.dtype), (1, 1)) + Q * wrote
+      if more:
+        x32 = x.astype(jnp.float32)
+        for ref, value in zip(d_more, (dv, d32), strict=True):
+          ref[0, 0, pl.ds(r, 1)] = (value * x32).sum(0, keepdims=True)
+        dv = rows[0] * dv + rows[1] * d32
       dv_ref[0, own] = dv.astype(dv_ref.dtype)
       X = dot(v, d, (0, 0)) * D
-      x = jnp.where(before, X * A, 0)
+      pair = jnp.where(before, X * A, 0)
       y = Q * (v32 * wrote).sum(0, keepdims=True)
-      dL = x.sum(0, keepdims=True) - dot(jnp.ones((1, C)), x, (1, 1))
+      dL = pair.sum(0, keepdims=True) - dot(jnp.ones((1, C)), pair, (1, 1))
       dL += P * (d32 * read).sum(0, keepdims=True) - y
       total = P[:, C - 1 :]
       held = (dS * S.astype(jnp.float32)).sum(0, keepdims=True)
@@ -269,7 +293,7 @@ def backward(sizes, saved, ct):
   heads = B * G * R * N
   flops = 2 * heads * C * V * (2 * C + 5 * K) + 6 * B * G * N * C * C * K
   moved = (q, q, k, k, v, v, v, g, g, past, d_end, d_end)
-  dq, dk, dv, dg, dS = pl.pallas_call(
+  dq, dk, dv, dg, dS, *d_more = pl.pallas_call(
     kernel,
     grid=(B, G, N),
     in_specs=[
@@ -280,15 +304,16 @@ def backward(sizes, saved, ct):
       pl.BlockSpec((1, 1, R * V, K), before),
       wide,
       state,
+      *[rows for _ in more],
     ],
-    out_specs=[narrow, narrow, wide, rows, state],
+    out_specs=[narrow, narrow, wide, rows, state, *[rows for _ in more]],
     out_shape=[
-      jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, g, d_end)
+      jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v, g, d_end, *more)
     ],
     scratch_shapes=[pltpu.VMEM((R * V, K), jnp.float32)],
     **said(sizes.interpret, flops, heads * C * C, moved),
-  )(q, k, v, g, past, d_o, d_end)
-  return dq, dk, dv, dg, dS
+  )(q, k, v, g, past, d_o, d_end, *more)
+  return dq, dk, dv, dg, dS, *(d_more or (None, None))
 
 
 scan.defvjp(forward, backward)

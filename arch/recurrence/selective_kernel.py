@@ -26,7 +26,7 @@ from arch.recurrence.diagonal_kernel import (
 from arch.recurrence.diagonal_kernel import lanes_of as wide
 from arch.recurrence.flash import LANES as C
 from arch.recurrence.flash import VECTOR, part, said
-from arch.remat import kept
+from arch.remat import kept_bits
 
 __all__ = ["refused", "selective"]
 
@@ -122,7 +122,7 @@ def forward(how, x, dt, A, b, c, keep, h):
     out_shape=[shape(x), shape(h)],
     **said(interpret, VECTOR * 56 * N * x.size, N * x.size, (x, x, x, b, c)),
   )(x, dt, A, b, c, keep, h)
-  y = kept(y)
+  y = kept_bits(y)
   return (y, end), (x, dt, A, b, c, keep, h)
 
 
