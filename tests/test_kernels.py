@@ -9,6 +9,8 @@ from models import close
 from arch import layers
 from arch.recurrence import (
   conv_kernel,
+  delta,
+  delta_kernel,
   diagonal,
   diagonal_kernel,
   gated,
@@ -44,6 +46,28 @@ def test_a_diagonal_scan(T):
     return diagonal.reference(a, b, state=h)[0]
 
   close(both(kernels, a, b, h), both(formula, a, b, h), 1e-5)
+
+
+def test_a_delta_rule_that_makes_its_keys():
+  T, H, K, V = 21, 3, 16, 32
+  keys = jax.random.split(jax.random.key(0), 6)
+  shapes = [(2, T, H, K)] * 2 + [(2, T, H, V)] + [(2, T, H)] * 2
+  shapes += [(2, H, K, V)]
+  q, k, v, beta, w, S = map(jax.random.normal, keys, shapes)
+  beta, w = jax.nn.sigmoid(beta), jax.nn.log_sigmoid(w)
+  reset = jnp.zeros((2, T), bool).at[:, 11].set(True)
+
+  def kernels(q, k, v, beta, w, S):
+    w = jnp.where(reset[..., None], -jnp.inf, w)
+    o, S = delta_kernel.chunked(q, k, v, w, None, S, beta, 8, interpret=True)
+    return jnp.concatenate([o.ravel(), S.ravel()])
+
+  def plain(q, k, v, beta, w, S):
+    o, S = delta.corrected(q, k, v, beta, w, reset, S)
+    return jnp.concatenate([o.ravel(), S.ravel()])
+
+  args = q, k, v, beta, w, S
+  close(both(kernels, *args), both(plain, *args), 1e-5)
 
 
 def test_a_gated_recurrence_with_its_step_and_skip():

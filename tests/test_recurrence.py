@@ -218,7 +218,7 @@ def delta_kernels(q, k, v, w, a, b, reset=None, state=None, chunk=None):
   w = chunks.where_reset(reset, -jnp.inf, w)
   b = chunks.where_reset(reset, 0, b)
   state = gated.fresh(k, v) if state is None else state
-  return delta_kernel.chunked(q, k, v, w, b, state, chunk, interpret=True)
+  return delta_kernel.chunked(q, k, v, w, b, state, chunk=chunk, interpret=True)
 
 
 def diagonal_kernels(a, b, reset=None, state=None, chunk=None):

@@ -102,6 +102,34 @@ def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=None):
   return chunks.merge(o, B, T), S.reshape(B, H, -1, V)
 
 
+def corrected(q, k, v, beta, w, reset=None, state=None):
+  """The gated delta rule: `chunked` with q = unit(q) / sqrt(K), and with k now
+  unit(k), k = beta k and b = exp(w) k.
+
+  Args:
+    q, k: B T G K, of which each serves H / G heads; v: B T H V.
+    beta: B T H float32.
+  """
+  R = v.shape[2] // q.shape[2]
+  if target.now().kernels and rows.known(v):
+    if not delta_kernel.refused(q, v, w, None):
+      state = fresh(k, v) if state is None else state
+      w = chunks.where_reset(reset, -jnp.inf, w.astype(jnp.float32))
+      q, k = (jnp.repeat(t, R, 2) for t in (q, k))
+
+      def run(x):
+        q, k, v, beta, w, state = x
+        return delta_kernel.chunked(q, k, v, w, None, state, beta)
+
+      return rows.kernel(run, (q, k, v, beta, w, state))
+  q, k = (jnp.repeat(unit(t), R, 2) for t in (q, k))
+  q *= q.shape[-1] ** -0.5
+  write = k * beta[..., None]
+  erase = k * jnp.exp(w)[..., None]
+  q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
+  return chunked(q, write, v, w, None, erase, reset, state)
+
+
 def within(rows, cols, w):
   """What `chunks.pairs` gives, for one decay a head too. rows: q, b."""
   if w.ndim == 3:

@@ -52,21 +52,49 @@ def refused(q, v, w, a) -> str | None:
   return None
 
 
-def chunked(q, k, v, w, b, state, chunk=CHUNK, interpret=False):
-  """As delta.chunked; w and b hold the resets."""
+def chunked(q, k, v, w, b, state, beta=None, chunk=CHUNK, interpret=False):
+  """As delta.chunked; w and b hold the resets. With beta, B T H, and b=None as
+  delta.corrected."""
   B, T, H, V = v.shape
   sizes = Sizes(H, chunk, interpret)
-  w = lanes(w.astype(jnp.float32)[..., None], chunk)[:, :, None]
+
+  def row(x):
+    return lanes(x.astype(jnp.float32)[..., None], chunk)[:, :, None]
+
+  w, beta = jax.tree.map(row, (w, beta))
   S = state.swapaxes(2, 3)
-  o, S = scan(sizes, *(lanes(x, chunk) for x in (q, k, v, b)), w, S)
+  q, k, v, b = jax.tree.map(lambda x: lanes(x, chunk), (q, k, v, b))
+  o, S = scan(sizes, q, k, v, b, w, S, beta)
   o = o.reshape(B, H, V, -1).transpose(0, 3, 1, 2)[:, :T]
   return o, S.swapaxes(2, 3)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def scan(sizes, q, k, v, b, w, S):
-  """q, k, b: B HK T, v: B HV T, w: B H 1 T, S: B H V K -> o as v, S."""
-  return forward(sizes, q, k, v, b, w, S)[0]
+def scan(sizes, q, k, v, b, w, S, beta):
+  """q, k, b: B HK T, v: B HV T, w: B H 1 T, S: B H V K -> o as v, S; beta as
+  w, and b None, or the other way round."""
+  return forward(sizes, q, k, v, b, w, S, beta)[0]
+
+
+def unit(x):
+  """K C over its columns' norms, float32, and 1 over those."""
+  x = x.astype(jnp.float32)
+  over = jax.lax.rsqrt((x * x).sum(0, keepdims=True) + 1e-6)
+  return x * over, over
+
+
+def unit_back(x, over, d):
+  """d of unit(x), what it answered before."""
+  return over * (d - x * (x * d).sum(0, keepdims=True))
+
+
+def given(q, k, other, w):
+  """q, k and b of the delta rule, of what was given in their place."""
+  if other.shape[0] > 1:
+    return q, k, other
+  dtype, (q, _), (k, _) = q.dtype, unit(q), unit(k)
+  q = q * q.shape[0] ** -0.5
+  return (x.astype(dtype) for x in (q, k * other, k * jnp.exp(w)))
 
 
 def inverse(U):
@@ -122,10 +150,12 @@ def inside(q, k, v, b, w, S) -> Chunk:
   return Chunk(qk, bk, D, E, P, before, Q, X, read, erased, Y, sum_.same, past)
 
 
-def forward(sizes, q, k, v, b, w, S):
+def forward(sizes, q, k, v, b, w, S, beta):
   H, C, _ = sizes
   (B, HV, T), K = v.shape, k.shape[1] // H
   V, N = HV // H, T // C
+
+  other = b if beta is None else beta
 
   def kernel(q_ref, k_ref, v_ref, b_ref, w_ref, S_ref, *others):
     o_ref, end_ref, past_ref, now_ref = others
@@ -138,8 +168,10 @@ def forward(sizes, q, k, v, b, w, S):
     S = now_ref[...]
     past = S.astype(past_ref.dtype)
     past_ref[0, 0, 0] = past
-    q, k = q_ref[0], k_ref[0]
-    x = inside(q, k, v_ref[0], b_ref[0], w_ref[0, 0], past)
+    w = w_ref[0, 0]
+    b = b_ref[0] if beta is None else b_ref[0, 0]
+    q, k, b = given(q_ref[0], k_ref[0], b, w)
+    x = inside(q, k, v_ref[0], b, w, past)
     o = dot(x.Y, (x.qk * x.D).astype(x.Y.dtype), (1, 0)) + x.P * x.read
     o_ref[0] = o.astype(o_ref.dtype)
     now_ref[...] = x.P[:, C - 1 :] * S + dot(scaled(x.Y, x.Q), k, (1, 1))
@@ -152,6 +184,7 @@ def forward(sizes, q, k, v, b, w, S):
     return b, h, c
 
   narrow, wide = pl.BlockSpec((1, K, C), own), pl.BlockSpec((1, V, C), own)
+  rows = pl.BlockSpec((1, 1, 1, C), lambda b, h, c: (b, h, 0, c))
   state = pl.BlockSpec((1, 1, V, K), lambda b, h, c: (b, h, 0, 0))
   past = jax.ShapeDtypeStruct((B, H, N, V, K), v.dtype)
   o, end, past = pl.pallas_call(
@@ -161,8 +194,8 @@ def forward(sizes, q, k, v, b, w, S):
       narrow,
       narrow,
       wide,
-      narrow,
-      pl.BlockSpec((1, 1, 1, C), lambda b, h, c: (b, h, 0, c)),
+      narrow if beta is None else rows,
+      rows,
       state,
     ],
     out_specs=[
@@ -176,14 +209,14 @@ def forward(sizes, q, k, v, b, w, S):
       past,
     ],
     scratch_shapes=[pltpu.VMEM((V, K), jnp.float32)],
-    **cost(sizes, 2, 3, 2, (q, k, b, v, v, w, S, S, past), (B, N, K, V)),
-  )(q, k, v, b, w, S)
+    **cost(sizes, 2, 3, 2, (q, k, other, v, v, w, S, S, past), (B, N, K, V)),
+  )(q, k, v, other, w, S)
   o, past = kept_bits((o, past))
-  return (o, end), (q, k, v, b, w, past)
+  return (o, end), (q, k, v, b, w, past, beta)
 
 
 def backward(sizes, saved, ct):
-  q, k, v, b, w, past = saved
+  q, k, v, b, w, past, beta = saved
   d_o, d_end = ct
   H, C, _ = sizes
   (B, HV, T), K = v.shape, k.shape[1] // H
@@ -197,7 +230,9 @@ def backward(sizes, saved, ct):
     def _():
       now_ref[...] = end_ref[0, 0]
 
-    q, k, b, S, w = q_ref[0], k_ref[0], b_ref[0], past_ref[0, 0, 0], w_ref[0, 0]
+    S, w = past_ref[0, 0, 0], w_ref[0, 0]
+    raw = q_ref[0], k_ref[0], b_ref[0] if beta is None else b_ref[0, 0]
+    q, k, b = given(*raw, w)
     d, dtype = d_ref[0], v_ref.dtype
     x = inside(q, k, v_ref[0], b, w, S)
     dS = now_ref[...]
@@ -227,16 +262,22 @@ def backward(sizes, saved, ct):
     last = jax.lax.broadcasted_iota(jnp.int32, (1, C), 1) == C - 1
     dL += jnp.where(last, end, 0)
     dw = dot(dL, x.same, (1, 1)) + dot(late, x.past, (1, 1))
-    dw_ref[0, 0] = jnp.where(w < CUT, 0, dw)
-
     read, erased = scaled(d, x.P), scaled(dR16, x.before)
     dqk, dbk = dqk.astype(dtype), dbk.astype(dtype)
     dq = dot(S, read, (0, 0)) + dot(k, dqk, (1, 0))
     db = dot(k, dbk, (1, 0)) - dot(S, erased, (0, 0))
     dk = dot(q, dqk, (1, 1)) + dot(b, dbk, (1, 1))
     dk += dot(dS16, scaled(x.Y, x.Q), (0, 0))
-    for ref, value in ((dq_ref, dq), (dk_ref, dk), (db_ref, db)):
-      ref[0] = value.astype(dtype)
+    if beta is None:
+      db_ref[0] = db.astype(dtype)
+    else:
+      (q_, q_over), (k_, k_over), alpha = unit(raw[0]), unit(raw[1]), jnp.exp(w)
+      db_ref[0, 0] = (dk * k_).sum(0, keepdims=True)
+      dw += alpha * (db * k_).sum(0, keepdims=True)
+      dk = unit_back(k_, k_over, raw[2] * dk + alpha * db)
+      dq = unit_back(q_, q_over, K**-0.5 * dq)
+    dw_ref[0, 0] = jnp.where(w < CUT, 0, dw)
+    dq_ref[0], dk_ref[0] = dq.astype(dtype), dk.astype(dtype)
     now_ref[...] = total * dS + dot(read, q, (1, 1)) - dot(erased, b, (1, 1))
 
     @pl.when(c == N - 1)
@@ -249,26 +290,29 @@ def backward(sizes, saved, ct):
   narrow, wide = pl.BlockSpec((1, K, C), own), pl.BlockSpec((1, V, C), own)
   rows = pl.BlockSpec((1, 1, 1, C), lambda b, h, c: (b, h, 0, N - 1 - c))
   state = pl.BlockSpec((1, 1, V, K), lambda b, h, c: (b, h, 0, 0))
-  moved = (q, q, k, k, b, b, v, v, v, w, w, past, d_end, d_end)
-  like = (q, k, v, b, w, d_end)
-  return pl.pallas_call(
+  other, spec = (b, narrow) if beta is None else (beta, rows)
+  moved = (q, q, k, k, other, other, v, v, v, w, w, past, d_end, d_end)
+  like = (q, k, v, other, w, d_end)
+  dq, dk, dv, d_other, dw, dS = pl.pallas_call(
     kernel,
     grid=(B, H, N),
     in_specs=[
       narrow,
       narrow,
       wide,
-      narrow,
+      spec,
       rows,
       pl.BlockSpec((1, 1, 1, V, K), lambda b, h, c: (b, h, N - 1 - c, 0, 0)),
       wide,
       state,
     ],
-    out_specs=[narrow, narrow, wide, narrow, rows, state],
+    out_specs=[narrow, narrow, wide, spec, rows, state],
     out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
     scratch_shapes=[pltpu.VMEM((V, K), jnp.float32)],
     **cost(sizes, 6, 8, 6, moved, (B, N, K, V)),
-  )(q, k, v, b, w, past, d_o, d_end)
+  )(q, k, v, other, w, past, d_o, d_end)
+  one = (d_other, None) if beta is None else (None, d_other)
+  return dq, dk, dv, one[0], dw, dS, one[1]
 
 
 scan.defvjp(forward, backward)
