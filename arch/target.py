@@ -22,6 +22,7 @@ class Target(NamedTuple):
       channels/experts.py.
     kernels: whether there are kernels, which run where it is known who holds
       which rows of a batch; see rows.py.
+    whole: whether decays of each number are multiplied in whole chunks.
     halves: whether positions are turned half by half, not by a roll.
   """
 
@@ -31,13 +32,14 @@ class Target(NamedTuple):
   arranged: bool = False
   one_by_one: bool = False
   kernels: bool = False
+  whole: bool = False
   halves: bool = False
 
 
 TARGETS = {
   "cpu": Target("cpu", chunk=32, unroll=16, arranged=True, one_by_one=True),
   "gpu": Target("gpu"),
-  "tpu": Target("tpu", kernels=True, halves=True),
+  "tpu": Target("tpu", kernels=True, whole=True, halves=True),
 }
 
 _given = contextvars.ContextVar("target", default=None)

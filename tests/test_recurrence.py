@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch import recurrence
+from arch import recurrence, target
 from arch.recurrence import (
   chunks,
   delta,
@@ -305,6 +305,23 @@ each = over(CASES)
 ONE_OF_EACH = ["gated", "gated, K", "delta", "delta, K, a", "diagonal"]
 ONE_OF_EACH += ["selective", "convolve", "log-linear, b", "mesa", "ttt"]
 ONE_OF_EACH += ["titans", "convolution", *KERNELS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "name", ["gated, K, before", "delta, K", "delta, K, a"]
+)
+def test_whole_chunks_of_decays(name, dtype):
+  """As a TPU takes them."""
+  make, fast, reference = case(name)
+  x, reset = make(T), resets()
+  for part in {"q", "k", "v", "a", "b"} & set(x):
+    if x[part] is not None:
+      x[part] = x[part].astype(dtype)
+  with target.using("tpu"):
+    a = value_and_gradient(lambda **x: fast(**x), x, reset)
+  tolerance = 1e-5 if dtype == "float32" else 4e-2
+  close(a, value_and_gradient(reference, x, reset), tolerance)
 
 
 def resets():
