@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from arch import starts
+from arch import rows, starts, target
 from arch.product import matmul
+from arch.recurrence import conv_kernel
 from arch.roles import Gate, Matrix, Vector
 from arch.weights import dense
 
@@ -187,6 +188,10 @@ def rotary(x, position, base=10_000.0):
   angle = (position[..., None] * turn[None, None]).astype(jnp.float32)
   angle = angle[:, :, None] * (2 * np.pi / 2**32)  # B T 1 K/2
   sin, cos = jnp.sin(angle), jnp.cos(angle)
+  if target.now().halves:
+    a, b = (h.astype(jnp.float32) for h in jnp.split(x, 2, -1))
+    turned = a * cos - b * sin, b * cos + a * sin
+    return jnp.concatenate([h.astype(x.dtype) for h in turned], -1)
   sin, cos = jnp.concatenate([-sin, sin], -1), jnp.concatenate([cos, cos], -1)
   x32 = x.astype(jnp.float32)
   return (x32 * cos + jnp.roll(x32, K // 2, -1) * sin).astype(x.dtype)
@@ -289,9 +294,13 @@ class ShortConv(nnx.Module):
   def init_state(self, batch):
     return jnp.zeros((batch, self.width - 1, self.dim), self.dtype)
 
-  def __call__(self, x, reset, state):
+  def __call__(self, x, reset, state, silu=False):
+    """y, or its SiLU, and the state after x; None is a fresh one."""
     B, T, _ = x.shape
     W = self.width
+    if state is None and target.now().kernels and rows.known(x):
+      if not conv_kernel.refused(x, W):
+        return self.kernels(x.astype(self.dtype), reset, silu)
     if state is None:
       state = self.init_state(B)
     x = jnp.concatenate([state, x.astype(self.dtype)], 1)  # B W-1+T D
@@ -313,7 +322,24 @@ class ShortConv(nnx.Module):
     y = sum(tap * weight[j][None, None] for j, tap in enumerate(taps))
     if self.bias is not None:
       y = y + self.bias[...].astype(self.dtype)[None, None]
-    return y, kept
+    return jax.nn.silu(y) if silu else y, kept
+
+  def kernels(self, x, reset, silu):
+    weight = self.weight[...].astype(self.dtype)
+    bias = 0 * weight[0]
+    if self.bias is not None:
+      bias = self.bias[...].astype(self.dtype)
+    document = jnp.zeros(x.shape[:2], jnp.int32)
+    if reset is not None:
+      document = jnp.cumsum(reset, 1, dtype=jnp.int32)
+    last = 1 - self.width
+    same = jnp.where(document[:, last:] == document[:, -1:], 1, 0)
+
+    def run(x, weight, bias):
+      return conv_kernel.convolved(x[0], weight, bias, x[1], silu)
+
+    y = rows.kernel(run, (x, document), weight, bias)
+    return y, x[:, last:] * same[..., None].astype(x.dtype)
 
 
 class Levels(nnx.Module):

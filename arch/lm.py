@@ -22,6 +22,7 @@ from arch.law import Aux
 from arch.layers import NORMS
 from arch.product import mixed
 from arch.registry import find
+from arch.remat import REMAT
 from arch.vocabulary import Vocab
 
 DTYPES = ("float32", "bfloat16", "mixed")
@@ -56,7 +57,8 @@ class Config:
       tokens as in GPT-2; 0 for none.
     dtype: compute dtype, float32 or bfloat16; "mixed" is float32 with operands
       of products rounded to bfloat16: see arch/product.py.
-    remat: "none", or "block" to recompute each block in the backward pass.
+    remat: what the backward pass computes again: "none"; "auto", of each block
+      all but products; "block", all of it. See arch/remat.py.
     dropout: share of each block's output that training sets to zero.
   """
 
@@ -96,9 +98,9 @@ class Config:
         f"positions={self.positions} not negative"
       )
     if self.dtype not in DTYPES:
-      raise ValueError(f"dtype={self.dtype!r}: {', '.join(DTYPES)}")
-    if self.remat not in ("none", "block"):
-      raise ValueError(f"remat={self.remat!r}: none or block")
+      raise ValueError(f"dtype={self.dtype!r}: one of {', '.join(DTYPES)}")
+    if self.remat not in REMAT:
+      raise ValueError(f"remat={self.remat!r}: one of {', '.join(REMAT)}")
     if not 0 <= self.dropout < 1:
       raise ValueError(f"dropout={self.dropout} must be in [0, 1)")
     find("wiring", self.wiring)

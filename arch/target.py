@@ -3,6 +3,7 @@ what is computed."""
 
 import contextlib
 import contextvars
+import os
 from typing import NamedTuple
 
 import jax
@@ -20,6 +21,10 @@ class Target(NamedTuple):
     arranged: whether a batch of products is arranged; see product.py.
     one_by_one: whether blocks of experts run one by one, not all at once; see
       channels/experts.py.
+    kernels: whether there are kernels, which run where it is known who holds
+      which rows of a batch; see rows.py.
+    whole: whether decays of each number are multiplied in whole chunks.
+    halves: whether positions are turned half by half, not by a roll.
   """
 
   name: str
@@ -27,13 +32,18 @@ class Target(NamedTuple):
   unroll: int = 1
   arranged: bool = False
   one_by_one: bool = False
+  kernels: bool = False
+  whole: bool = False
+  halves: bool = False
 
 
 TARGETS = {
   "cpu": Target("cpu", chunk=32, unroll=16, arranged=True, one_by_one=True),
   "gpu": Target("gpu"),
-  "tpu": Target("tpu"),
+  "tpu": Target("tpu", kernels=True, whole=True, halves=True),
 }
+
+KERNELS = "LAB_KERNELS"  # 0 in the environment leaves them out everywhere
 
 _given = contextvars.ContextVar("target", default=None)
 
@@ -42,7 +52,10 @@ def now() -> Target:
   """That of JAX's default backend, but inside `using`; a kind of accelerator
   that is not known is taken for a GPU."""
   name = _given.get() or jax.default_backend()
-  return TARGETS.get(name, TARGETS["gpu"])
+  found = TARGETS.get(name, TARGETS["gpu"])
+  return found._replace(
+    kernels=found.kernels and os.environ.get(KERNELS) != "0"
+  )
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from arch import arrays, pattern, target
 from arch.law import At, Aux
 from arch.layers import Difference, Linear
 from arch.registry import find
+from arch.remat import applied
 from arch.roles import Gate, Matrix, Progress
 
 
@@ -101,7 +102,7 @@ class Trunk(nnx.Module):
       stack, state, layer = xs
       k = None if key is None else jax.random.fold_in(key, layer)
       at = At(reset, stream, layer, k, once, progress=progress)
-      x, state, at, aux = stack(x, state, at, shared, self.remat == "block")
+      x, state, at, aux = stack(x, state, at, shared, self.remat)
       return (x, at.stream), (state, aux)
 
     layer = 0
@@ -231,8 +232,7 @@ class Stack(nnx.Module):
     def run(block, *args):
       return block(*args)
 
-    if remat:
-      run = jax.checkpoint(run)
+    run = applied(run, remat)
     for i in range(len(self.places)):
       name = f"block_{i}"
       at = at.replace(

@@ -2,7 +2,7 @@
 
 python -m launch.compare [--archs=a,b,c|all] [--params=100K|none]
   [--flops=1M] [--tokens=] [--length=] [--batch=] [--data=stdlib] [--seeds=3]
-  [--lrs=...] [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=block]
+  [--lrs=...] [--optimizer=adamw|muon] [--dtype=bfloat16] [--remat=auto|block]
   [--set=FIELD=VALUE] [--workdir=] [--until=8h] [--chips=8]
 python -m launch.compare --report=W1,W2 --workdir=OUT
 
@@ -62,9 +62,9 @@ DTYPE = flags.DEFINE_enum(
 REMAT = flags.DEFINE_enum(
   "remat",
   None,
-  ["none", "block"],
-  "Whether every arm computes its blocks again for the gradient: less memory, "
-  "more time.",
+  ["none", "auto", "block"],
+  "What every arm computes again for the gradient: nothing; all but products; "
+  "or whole blocks, in the least memory.",
 )
 SET = flags.DEFINE_multi_string(
   "set",

@@ -15,6 +15,7 @@ from models import close
 from arch.count import called, flops
 from arch.layers import rotary
 from arch.mixers import attention, mla
+from arch.recurrence import flash
 from arch.recurrence.attend import attend, reference
 
 
@@ -75,6 +76,48 @@ def test_equals_the_formula(T, S, H, G, window, packed, dtype):
   close(y, expected, tolerance)
   close(flat(gradient), flat(expected_gradient), tolerance)
   assert all(g.dtype == dtype for g in gradient)
+
+
+@pytest.mark.parametrize(
+  "T, S, H, G, window, packed, dtype",
+  [
+    (1, 1, 2, 2, None, False, "float32"),
+    (131, 131, 3, 1, None, True, "float32"),
+    (131, 131, 2, 2, 1, False, "float32"),
+    (600, 1300, 2, 1, 67, True, "float32"),
+    (3, 201, 2, 2, 100, False, "bfloat16"),
+    (700, 700, 2, 1, None, True, "bfloat16"),
+  ],
+)
+def test_the_kernels_equal_the_formula(T, S, H, G, window, packed, dtype):
+  qkv = inputs(T, S, H, G, K=16, dtype=dtype)
+  assert not flash.refused(*qkv, None)
+  first = documents(T, S) * packed
+  seen = first
+  if window is not None:
+    seen = jnp.maximum(first, (jnp.arange(T) + S - T - window + 1)[None])
+
+  def kernel(q, key, value):
+    return flash.flash(q * 0.25, key, value, seen, window, interpret=True)
+
+  with jax.numpy_dtype_promotion("strict"):
+    (_, y), gradient = value_and_gradient(kernel, *qkv)
+  exact = [x.astype(jnp.float32) for x in qkv]
+  formula = functools.partial(reference, first=first, window=window)
+  (_, expected), expected_gradient = value_and_gradient(formula, *exact)
+  tolerance = 1e-5 if dtype == "float32" else 2e-2
+  close(y, expected, tolerance)
+  close(flat(gradient), flat(expected_gradient), tolerance)
+  assert all(g.dtype == dtype for g in gradient)
+
+
+def test_what_the_kernels_do_not_take_is_told():
+  q, key, value = inputs(4)
+  assert "16 must divide" in flash.refused(q, key, value, None)
+  q, key, value = inputs(4, K=16)
+  assert flash.refused(q, key, value, key) == "a level"
+  long = jax.ShapeDtypeStruct((1, 2**20, 1, 64), jnp.bfloat16)
+  assert "MiB" in flash.refused(long, long, long, None)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def chip():
 def cycles(function, chip, *shapes):
   here = jax.sharding.SingleDeviceSharding(chip[0])
   args = [jax.ShapeDtypeStruct(s, d, sharding=here) for s, d in shapes]
-  return chips.cycles(jax.jit(function).lower(*args).compile().as_text())
+  text = jax.jit(function).lower(*args).compile().as_text()
+  return chips.cycles(text, V5E)
 
 
 SQUARE = (256, 256), jnp.bfloat16
@@ -117,7 +118,31 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 def test_the_cycles_of_a_text():
   """Seven turns, one of unknown number, and what says nothing, by its kind."""
   found = {"loop": 1, "all-reduce-start": 1, "gather": 1}
-  assert chips.cycles(TEXT) == (7 * 100 + 100 + 20, found)
+  assert chips.cycles(TEXT, V5E) == (7 * 100 + 100 + 20, found)
+
+
+@compiles
+def test_a_kernel_counts_by_its_own_word(chip):
+  from jax.experimental import pallas as pl
+
+  def doubled(**told):
+    def kernel(x_ref, y_ref):
+      y_ref[...] = 2 * x_ref[...]
+
+    def call(x):
+      return pl.pallas_call(kernel, out_shape=x, **told)(x)
+
+    return cycles(call, chip, SQUARE)
+
+  def cost(flops, moved):
+    own = pl.CostEstimate(flops=flops, transcendentals=0, bytes_accessed=moved)
+    return doubled(cost_estimate=own)
+
+  found, none = cost(round(V5E.peak), 0)
+  assert found == pytest.approx(2 * V5E.clock, rel=1e-3) and not none
+  found, none = cost(0, round(V5E.bandwidth))
+  assert found == pytest.approx(V5E.clock / 0.7, rel=1e-3) and not none
+  assert doubled()[1] == {"kernel": 1}
 
 
 @compiles
@@ -248,7 +273,12 @@ def test_hours_are_those_of_every_run(lines):
 @pytest.mark.parametrize(
   ("fits", "words"),
   [
+    (lambda c, n: c.model.remat != "none", "--remat=auto"),
     (lambda c, n: c.model.remat == "block", "--remat=block"),
+    (
+      lambda c, n: c.model.remat == "auto" and not n,
+      "--remat=auto --together=1",
+    ),
     (
       lambda c, n: c.train.accumulate == 4 and not n,
       "--remat=block --together=1 --set=train.accumulate=4",

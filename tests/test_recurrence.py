@@ -12,8 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from arch import recurrence
-from arch.recurrence import chunks, delta, gated, log_linear
+from arch import recurrence, target
+from arch.recurrence import (
+  chunks,
+  delta,
+  delta_kernel,
+  diagonal_kernel,
+  gated,
+  gated_kernel,
+  log_linear,
+)
 
 B, K, V = 2, 6, 5
 D, N = 4, 3
@@ -199,7 +207,34 @@ def convolution_case(time, length=19):
   )
 
 
+def gated_kernels(q, k, v, g, reset=None, state=None, chunk=None):
+  """The kernels of a TPU, as functions of arrays here."""
+  g = chunks.where_reset(reset, -jnp.inf, g)
+  state = gated.fresh(k, v) if state is None else state
+  return gated_kernel.chunked(q, k, v, g, state, chunk=chunk, interpret=True)
+
+
+def delta_kernels(q, k, v, w, a, b, reset=None, state=None, chunk=None):
+  w = chunks.where_reset(reset, -jnp.inf, w)
+  b = chunks.where_reset(reset, 0, b)
+  state = gated.fresh(k, v) if state is None else state
+  return delta_kernel.chunked(q, k, v, w, b, state, chunk=chunk, interpret=True)
+
+
+def diagonal_kernels(a, b, reset=None, state=None, chunk=None):
+  a = chunks.where_reset(reset, 0, jnp.broadcast_to(a, b.shape))
+  state = jnp.zeros_like(b[:, 0]) if state is None else state
+  a, b, state = (jnp.concatenate([x] * 2, -1) for x in (a, b, state))
+  h = diagonal_kernel.scan(a, b, state, interpret=True)[..., :D]
+  return h, h[:, -1]
+
+
 TWINS = recurrence.twins()
+KERNELS = {
+  "gated, kernels": gated_kernels,
+  "delta, kernels": delta_kernels,
+  "diagonal, kernels": diagonal_kernels,
+}
 before, past = dict(read="before"), dict(read="past")
 # what makes the inputs, its arguments, and those of the twins
 CASES = {
@@ -210,7 +245,9 @@ CASES = {
   "gated, 3 a step, past": (gated_case, dict(rows=(3,)), past),
   "gated, K": (gated_case, dict(wide=True), {}),
   "gated, K, before": (gated_case, dict(groups=2, wide=True), before),
+  "gated, kernels": (gated_case, dict(groups=2), {}),
   "delta": (delta_case, {}, {}),
+  "delta, kernels": (delta_case, {}, {}),
   "delta, a": (delta_case, dict(a=True), {}),
   "delta, K": (delta_case, dict(wide=True), {}),
   "delta, K, a": (delta_case, dict(wide=True, a=True), {}),
@@ -221,6 +258,7 @@ CASES = {
   "ttt": (ttt_case, {}, {}),
   "titans": (titans_case, {}, dict(size=CHUNK)),
   "diagonal": (scan_case, {}, {}),
+  "diagonal, kernels": (scan_case, {}, {}),
   "pair": (pair_case, {}, {}),
   "selective": (selective_case, {}, {}),
   "selective, negative": (selective_case, {}, dict(negative=True)),
@@ -242,6 +280,7 @@ def case(label):
   if name == "titans":
     functions = {twin: two_layers(f) for twin, f in functions.items()}
   reference, fast = functions["reference"], functions.get("chunked")
+  fast = KERNELS.get(label, fast)
   if fast is None:
     fast = functions["scan"]
   elif name not in ("ttt", "titans"):
@@ -265,7 +304,24 @@ def over(names):
 each = over(CASES)
 ONE_OF_EACH = ["gated", "gated, K", "delta", "delta, K, a", "diagonal"]
 ONE_OF_EACH += ["selective", "convolve", "log-linear, b", "mesa", "ttt"]
-ONE_OF_EACH += ["titans", "convolution"]
+ONE_OF_EACH += ["titans", "convolution", *KERNELS]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+  "name", ["gated, K, before", "delta, K", "delta, K, a"]
+)
+def test_whole_chunks_of_decays(name, dtype):
+  """As a TPU takes them."""
+  make, fast, reference = case(name)
+  x, reset = make(T), resets()
+  for part in {"q", "k", "v", "a", "b"} & set(x):
+    if x[part] is not None:
+      x[part] = x[part].astype(dtype)
+  with target.using("tpu"):
+    a = value_and_gradient(lambda **x: fast(**x), x, reset)
+  tolerance = 1e-5 if dtype == "float32" else 4e-2
+  close(a, value_and_gradient(reference, x, reset), tolerance)
 
 
 def resets():
@@ -363,7 +419,9 @@ def test_twins(name):
   close(a, b, 1e-5)
 
 
-@over(["gated, before", "gated, K, before", "delta", "delta, K, a"])
+@over(
+  ["gated, before", "gated, K, before", "delta", "delta, K, a", *[*KERNELS][:2]]
+)
 def test_twins_in_bfloat16(name):
   make, fast, reference = case(name)
   x = make(T)

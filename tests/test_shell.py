@@ -103,8 +103,8 @@ def test_a_wrong_pattern_is_refused(pattern, depth, error):
   [
     ({"dmi": 3}, "model has no field 'dmi': did you mean 'dim'"),
     ({"dim": 0}, "dim=0 must be positive"),
-    ({"dtype": "float16"}, "float32 or bfloat16"),
-    ({"remat": "all"}, "none or block"),
+    ({"dtype": "float16"}, "one of float32, bfloat16, mixed"),
+    ({"remat": "all"}, "one of none, auto, block"),
     ({"dim": 25}, "attention: head=6 must divide dim=25; .* are 24 and 30"),
     ({"dim": 4}, "head=6 must divide dim=4; the nearest dim is 6"),
     (
@@ -151,8 +151,11 @@ def test_unrolled_is_scanned(monkeypatch):
   close(run(model), scanned)
 
 
-def test_remat_changes_nothing():
-  c = small()
+@pytest.mark.parametrize(
+  "mixer", ["attention", "mamba2", "gated_deltanet", "mamba", "rglru"]
+)
+def test_remat_changes_nothing(mixer):
+  c = config(mixer)
   model, text = noisy(build(c)), tokens(c)
   params, buffers = arrays.pure(model)
 
@@ -166,9 +169,10 @@ def test_remat_changes_nothing():
     return jax.jit(jax.grad(loss))(params), str(jax.make_jaxpr(loss)(params))
 
   plain, without = gradient("none")
-  again, using = gradient("block")
-  close(again, plain)
-  assert "remat" in using and "remat" not in without.replace("remat_opt", "")
+  for remat in ("auto", "block"):
+    again, using = gradient(remat)
+    close(again, plain)
+    assert using.count("prevent_cse") > without.count("prevent_cse")
 
 
 def test_shared_places_share_weights_and_keep_their_own_state():

@@ -123,6 +123,28 @@ def test_a_step_with_every_part_compiles(kind, name, record_property):
   record_property("provenance", [kind, name, "tpu", "v5e:2x4"])
 
 
+# widths that kernels take
+KERNELS = {
+  "attention": dict(head=16),
+  "mamba2": dict(state=16, head=16),
+  "gated_deltanet": dict(head=16),
+  "rglru": dict(blocks=2),
+  "mamba": {},
+}
+
+
+@pytest.mark.parametrize(
+  ("topology", "name"),
+  [("v5e:1x1", "attention"), *(("v5e:2x4", name) for name in KERNELS)],
+)
+def test_a_step_with_kernels_compiles(topology, name):
+  """Each device runs those of its own rows, here with half of it made again."""
+  c = config(name)
+  c.model.dim, c.model.remat = 32, "auto"
+  c.model.mixers[name] = {**c.model.mixers.get(name, {}), **KERNELS[name]}
+  assert "tpu_custom_call" in compiled(topology, c)
+
+
 def compiled(topology, c) -> str:
   """The text of a training step, in which devices share no numbers but sums."""
   c.train.batch, c.model.dtype = 8, "bfloat16"

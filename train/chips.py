@@ -177,15 +177,19 @@ def compiled(compile, chip: Chip) -> Cost:
     + memory.temp_size_in_bytes
     + memory.generated_code_size_in_bytes
   )
-  count, uncounted = cycles(program.as_text())
+  count, uncounted = cycles(program.as_text(), chip)
   peak = getattr(memory, "peak_memory_in_bytes", 0)
   return Cost(count / chip.clock, max(whole, peak), took, uncounted)
 
 
-def cycles(text: str) -> tuple[int, dict[str, int]]:
+def cycles(text: str, chip: Chip) -> tuple[int, dict[str, int]]:
   """Cycles that the compiler expects of a program, and how often instructions
   run of which it says nothing, by their kind; a loop whose end depends on the
-  data as often as it may turn at most, or once, and then it is one of these."""
+  data as often as it may turn at most, or once, and then it is one of these.
+
+  Of a kernel it knows nothing: one that says what it computes and moves is
+  counted at half the chip's peak or 70 % of its bandwidth, whichever takes
+  longer, and one that does not is uncounted."""
   bodies, entry = {}, None
   for line in text.splitlines():
     head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{\s*$", line)
@@ -217,8 +221,13 @@ def cycles(text: str) -> tuple[int, dict[str, int]]:
         found += total(re.search(r"to_apply=%?([\w.\-]+)", line)[1], times)
       elif known := re.search(r'estimated_cycles":"(\d+)"', line):
         found += int(known[1])
+      elif told := KERNEL.search(line):
+        flops, moved = map(int, told.groups())
+        ideal = max(flops / (0.5 * chip.peak), moved / (0.7 * chip.bandwidth))
+        found += round(chip.clock * ideal)
       elif op.removesuffix("-start") in SILENT and not FREE.search(line):
         kind = re.search(r"%?([a-z\-]+)[\w.\-]* = ", line)[1]  # of a fusion
+        kind = "kernel" if "tpu_custom_call" in line else kind
         uncounted[kind] = uncounted.get(kind, 0) + times
     return found
 
@@ -229,6 +238,10 @@ def cycles(text: str) -> tuple[int, dict[str, int]]:
 SILENT = set(
   "all-gather all-reduce all-to-all collective-permute convolution custom-call "
   "dot fusion gather reduce-scatter scatter sort".split()
+)
+KERNEL = re.compile(
+  r'tpu_custom_call.*"cost_estimate":\{"flops":"?(\d+)"?.*?'
+  r'"bytes_accessed":"?(\d+)'
 )
 FREE = re.compile(r'custom_call_target="(Allocate|Assume|ConcatBitcast)')
 

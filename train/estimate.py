@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import arch
+from arch.remat import REMAT
 from train import chips, compare, progress, schedule
 from train.chips import CHIPS, GIB
 
@@ -235,17 +236,19 @@ def short(number: float) -> str:
 def cheaper(cfg, program: Program):
   """Flags, and the config and program that they make, one after another."""
 
-  def having(**fields):
+  def having(remat="block", **fields):
     changed = cfg.copy_and_resolve_references().unlock()
-    changed.model.remat = "block"
+    changed.model.remat = remat
     changed.train.update(fields)
     return changed
 
-  if cfg.model.remat != "block":
-    yield "--remat=block", having(), program
+  for remat in REMAT[REMAT.index(cfg.model.remat) + 1 :]:
+    yield f"--remat={remat}", having(remat), program
   alone = program._replace(together=1, own=False)
   words = "--remat=block"
   if program.together > 1:
+    if cfg.model.remat != "block":
+      yield "--remat=auto --together=1", having("auto"), alone
     words += " --together=1"
     yield words, having(), alone
   batch, parts = cfg.train.batch, 2 * cfg.train.accumulate

@@ -22,7 +22,9 @@ def apart(batch):
   """Where what reads a batch is traced: arch.rows knows who holds its rows."""
   placed = getattr(batch["tokens"], "sharding", None)
   axis = batch["tokens"].ndim - 2
-  if isinstance(placed, NamedSharding) and rows.AXIS in placed.spec[axis:]:
+  if not isinstance(placed, NamedSharding):
+    return contextlib.nullcontext()
+  if placed.mesh.size == 1 or rows.AXIS in placed.spec[axis:]:
     return jax.set_mesh(placed.mesh)
   return contextlib.nullcontext()
 

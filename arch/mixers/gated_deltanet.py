@@ -109,14 +109,9 @@ class Mixer(nnx.Module):
     return {"conv": conv, "S": jnp.zeros((batch, H, K, V))}
 
   def __call__(self, u, reset, state):
-    state = state or self.init_state(u.shape[0])
-    q, k, v, z, conv = self.project(u, reset, state["conv"])
-    q *= self.cfg.head**-0.5
-    beta, log_alpha = self.gate(u)
-    write = k * beta[..., None]
-    erase = k * jnp.exp(log_alpha)[..., None]
-    q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
-    o, S = delta.chunked(q, write, v, log_alpha, None, erase, reset, state["S"])
+    conv, S = (None,) * 2 if state is None else (state["conv"], state["S"])
+    q, k, v, z, conv = self.heads(u, reset, conv)
+    o, S = delta.corrected(q, k, v, *self.gate(u), reset, S)
     return self.output(o, z), {"conv": conv, "S": S}, Aux()
 
   def project(self, u, reset, conv):
@@ -124,14 +119,20 @@ class Mixer(nnx.Module):
 
     q: B T H K; k: B Tn H K; v: B Tn H V.
     """
-    H, G, K, V = self.sizes
+    H, G, _, _ = self.sizes
+    q, k, *others = self.heads(u, reset, conv)
+    q, k = (jnp.repeat(layers.unit(t), H // G, 2) for t in (q, k))
+    return q, k, *others
+
+  def heads(self, u, reset, conv):
+    """The same, but q and k as the taps leave them, of G heads."""
+    _, G, K, V = self.sizes
     qkv, z = self.in_proj(u)
-    qkv, conv = self.conv(qkv, reset, conv)
+    qkv, conv = self.conv(qkv, reset, conv, silu=True)
     cuts = G * K, (1 + self.cfg.steps) * G * K
-    q, k, v = jnp.split(jax.nn.silu(qkv), cuts, -1)
-    q, k = (layers.unit(t.reshape(u.shape[0], -1, G, K)) for t in (q, k))
-    q, k = (jnp.repeat(t, H // G, 2) for t in (q, k))
-    return q, k, v.reshape(u.shape[0], -1, H, V), z, conv
+    q, k, v = jnp.split(qkv, cuts, -1)
+    q, k = (t.reshape(u.shape[0], -1, G, K) for t in (q, k))
+    return q, k, v.reshape(u.shape[0], -1, self.cfg.H, V), z, conv
 
   def gate(self, u):
     """beta and the log of alpha, in float32, the latter B T H."""

@@ -76,13 +76,18 @@ class Mixer(mamba2.Mixer):
 
   def __call__(self, u, reset, state):
     state = state or self.init_state(u.shape[0])
-    x, z, conv, reads = self.project(u, reset, state["conv"])
+    x, z, conv, (c, b, dt, g) = self.project(u, reset, state["conv"])
     y, (ssm, count) = log_linear.chunked(
-      *reads,
+      c,
+      b,
+      x * dt[..., None].astype(x.dtype),
+      g,
       self.levels(u),
       reset=reset,
       state=(state["ssm"], state["count"]),
       chunk=self.cfg.chunk,
     )
-    y = self.output(y, x, z, groups=1)
+    y = y.astype(jnp.float32)
+    y += self.D[...][None, None, :, None] * x.astype(jnp.float32)
+    y = self.output(y, z, groups=1)
     return y, {"conv": conv, "ssm": ssm, "count": count}, Aux()

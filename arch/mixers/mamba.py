@@ -97,11 +97,10 @@ class Mixer(nnx.Module):
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
-    state = state or self.init_state(u.shape[0])
+    conv, ssm = (None,) * 2 if state is None else (state["conv"], state["ssm"])
 
     x, z = self.in_proj(u)
-    x, conv = self.conv(x, reset, state["conv"])
-    x = jax.nn.silu(x)
+    x, conv = self.conv(x, reset, conv, silu=True)
     r, b, c = self.x_proj(x)
     if self.cfg.norm is not None:
       r, b, c = self.dt_norm(r), self.B_norm(b), self.C_norm(c)
@@ -111,7 +110,7 @@ class Mixer(nnx.Module):
     x, z = x.astype(jnp.float32), z.astype(jnp.float32)
     b, c = b.astype(jnp.float32), c.astype(jnp.float32)
     y, ssm = diagonal.selective(
-      x, dt, A, b, c, reset, state["ssm"], negative=self.cfg.negative
+      x, dt, A, b, c, reset, ssm, negative=self.cfg.negative
     )
     y = (y + self.D[...][None, None] * x) * jax.nn.silu(z)
     return self.out_proj(y), {"conv": conv, "ssm": ssm}, Aux()

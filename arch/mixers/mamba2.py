@@ -92,20 +92,20 @@ class Mixer(nnx.Module):
     return {"conv": self.conv.init_state(batch), "ssm": jnp.zeros(shape)}
 
   def __call__(self, u, reset, state):
-    state = state or self.init_state(u.shape[0])
-    x, z, conv, reads = self.project(u, reset, state["conv"])
-    y, ssm = gated.chunked(*reads, reset, state["ssm"])
-    y = self.output(y, x, z, self.cfg.groups)
+    conv, ssm = (None,) * 2 if state is None else (state["conv"], state["ssm"])
+    x, z, conv, (c, b, dt, g) = self.project(u, reset, conv)
+    y, ssm = gated.stepped(c, b, x, dt, self.D[...], g, reset, ssm)
+    y = self.output(y, z, self.cfg.groups)
     return y, {"conv": conv, "ssm": ssm}, Aux()
 
   def project(self, u, reset, conv):
     """x: B T H P, z: B T E, the next state of the taps, and what a recurrence
-    reads: C and B: B T G N, dt x: B T H P, and the log decay, B T H."""
+    reads: C and B: B T G N, dt and the log decay: B T H."""
     cfg = self.cfg
     E, GN = cfg.E, cfg.groups * cfg.state
     z, xbc, dt = self.in_proj(u)
-    xbc, conv = self.conv(xbc, reset, conv)
-    x, b, c = jnp.split(jax.nn.silu(xbc), (E, E + GN), -1)
+    xbc, conv = self.conv(xbc, reset, conv, silu=True)
+    x, b, c = jnp.split(xbc, (E, E + GN), -1)
     x = x.reshape(*u.shape[:2], cfg.H, cfg.head)
     b, c = (t.reshape(*u.shape[:2], cfg.groups, cfg.state) for t in (b, c))
     dt = dt.astype(jnp.float32) + self.dt_bias[...][None, None]
@@ -113,13 +113,11 @@ class Mixer(nnx.Module):
     low, high = cfg.dt_limit
     if low > 0 or high < math.inf:
       dt = jnp.clip(dt, low, high)
-    v = x * dt[..., None].astype(x.dtype)
-    return x, z, conv, (c, b, v, -jnp.exp(self.A_log[...])[None, None] * dt)
+    return x, z, conv, (c, b, dt, -jnp.exp(self.A_log[...])[None, None] * dt)
 
-  def output(self, y, x, z, groups):
-    """y with its skip, gated, normalised over each group's share of E."""
-    x, y, z = (t.astype(jnp.float32) for t in (x, y, z))
-    y += self.D[...][None, None, :, None] * x
+  def output(self, y, z, groups):
+    """y, gated, normalised over each group's share of E."""
+    y, z = y.astype(jnp.float32), z.astype(jnp.float32)
     y = y.reshape(z.shape) * jax.nn.silu(z)
     share = y.reshape(*z.shape[:2], groups, -1)
     y = layers.normalise(share, self.cfg.eps).reshape(z.shape)

@@ -104,13 +104,14 @@ class Mixer(nnx.Module):
 
   def __call__(self, u, reset, state):
     B, T, _ = u.shape
+    alone = state is None
     state = state or self.init_state(B)
     first = (jnp.arange(T) == 0)[None] & state["fresh"][:, None]
     if reset is not None:
       first |= reset
 
     y, x = self.in_proj(u)
-    x, conv = self.conv(x, reset, state["conv"])
+    x, conv = self.conv(x, reset, None if alone else state["conv"])
     r, i = self.gate(x)
     softplus = jax.nn.softplus(self.decay[...])
     log_a = -8 * r * softplus[None, None]

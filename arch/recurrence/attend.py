@@ -31,7 +31,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from arch import rows as rows_
+from arch import target
 from arch.product import product
+from arch.recurrence import flash
+from arch.remat import kept
 
 HIDDEN = -1e30  # a score whose exponential is 0, and no NaN against itself
 
@@ -71,14 +75,23 @@ def attend(q, key, value, first=None, window=None, *, level=None, scale=None):
     scale: of the scores, None for 1 / sqrt(K).
   """
   T, S = q.shape[1], key.shape[1]
+  first = jnp.zeros((1, T), jnp.int32) if first is None else first
+  if window is not None:
+    first = jnp.maximum(first, (jnp.arange(T) + S - T - window + 1)[None])
+  q = q * (scale or q.shape[-1] ** -0.5)
+  if target.now().kernels and rows_.known(q):
+    if not flash.refused(q, key, value, level):
+      first = jnp.broadcast_to(first, q.shape[:2])
+
+      def run(x):
+        return flash.flash(*x, window)
+
+      return rows_.kernel(run, (q, key, value, first))
   m, n = (block(length, min(length, window or length)) for length in (T, S))
   end = -T % m
   front = -(S + end) % n
   past = front + S - T
-  first = jnp.zeros((1, T), jnp.int32) if first is None else first
-  if window is not None:
-    first = jnp.maximum(first, (jnp.arange(T) + S - T - window + 1)[None])
-  q = pad(q * (scale or q.shape[-1] ** -0.5), 0, end)
+  q = pad(q, 0, end)
   key, value = pad(key, front, end), pad(value, front, end)
   level = None if level is None else pad(level, front, end)
   # edge: what is computed for the padding stays finite, and is cut off
@@ -228,11 +241,12 @@ def forward(tiling, q, key, value, level, first):
   carry = jnp.zeros(shape), jnp.full(one, HIDDEN), jnp.zeros(one)
   (out, top, total), _ = jax.lax.scan(tile, carry, tiling.visible(q.shape[1]))
   out = join(out / total, m, G, "krm").astype(q.dtype)
-  return out, (q, key, value, level, first, out, top + jnp.log(total))
+  out, norm = kept((out, top + jnp.log(total)))
+  return out, (q, key, value, level, first, out, norm)
 
 
-def backward(tiling, kept, d_out):
-  q, key, value, level, first, out, norm = kept
+def backward(tiling, saved, d_out):
+  q, key, value, level, first, out, norm = saved
   m, n, G = tiling.m, tiling.n, key.shape[2]
   qs, q_rows = columns(q, m, G), rows(q, m, G)
   ks, k_columns = rows(key, n, G), columns(key, n, G)

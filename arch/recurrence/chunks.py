@@ -19,6 +19,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from arch import target
 from arch.product import product
@@ -166,8 +167,14 @@ def decays_backward(saved, ct):
 decays.defvjp(decays_forward, decays_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def pairs(rows, cols, g, late):
+  """Those of halves, or of whole chunks where the target likes that."""
+  make = whole_pairs if target.now().whole else halved_pairs
+  return make(rows, cols, g, late)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def halved_pairs(rows, cols, g, late):
   """K decays a head: what `decays` is for one, already times rows and cols.
 
   Args:
@@ -185,6 +192,60 @@ def pairs(rows, cols, g, late):
   the block's middle; the two quarters on the diagonal are blocks half as long.
   """
   return pairs_forward(rows, cols, g, late)[0]
+
+
+def whole_pairs(rows, cols, g, late):
+  """`pairs` by products of whole chunks: of each level of blocks one, over all
+  rows and columns, in which what is outside its quarters is 0. A TPU pads the
+  small blocks of `pairs` to eight by 128."""
+  f32, C = jnp.float32, g.shape[-2]
+  g = jnp.maximum(g, -104)  # whose exponential is 0
+  at = np.arange(C)
+  t, i = at[:, None], at[None]
+
+  def sums(seen):
+    """exp of the sum of g over the tokens t of seen, C C by t and i; 0 for an i
+    of none that is not to be seen."""
+    own, there = seen
+    own = jnp.asarray(own, f32)
+    exact = jax.lax.Precision.HIGHEST
+    total = jnp.einsum("...tk,ti->...ik", g, own, precision=exact)
+    return jnp.where(jnp.asarray(there)[:, None], jnp.exp(total), 0)
+
+  def stack(parts, scales):
+    x = [scaled(p, s) for p, s in zip(parts, scales, strict=True)]
+    return jnp.concatenate(x, -2)
+
+  n, m = len(rows), len(cols)
+  A = jnp.zeros((*g.shape[:-2], n * C, m * C))
+  s = 1
+  while s < C:
+    middle = at // (2 * s) * 2 * s + s  # the first token of the second half
+    second = at >= middle
+    before = {x: (t >= middle[None]) & (t <= i - x) for x in {*late}}
+    P = {x: sums((before[x], second)) for x in {*late}}
+    Q = sums(((t > i) & (t < middle[None]), ~second))
+    one = np.tile(i // (2 * s) == t // (2 * s), (n, m))
+    left = stack(rows, [P[x] for x in late])
+    made = dot("...ik,...jk->...ij", left, stack(cols, [Q] * m))
+    A += jnp.where(jnp.asarray(one), made, 0)
+    s *= 2
+  all_ = np.ones(C, bool)
+  P = {x: sums((t <= i - x, all_)) for x in {*late}}
+  Q = sums((t > i, all_))
+  A = A.reshape(*g.shape[:-2], n, C, m, C)
+  found = []
+  for a, (row, x) in enumerate(zip(rows, late, strict=True)):
+    found.append([])
+    for b, col in enumerate(cols):
+      own = A[..., a, :, b, :]
+      if not x:
+        same = (row.astype(f32) * col.astype(f32)).sum(-1)
+        own += jnp.where(jnp.asarray(t == i), same[..., None], 0)
+      found[-1].append(own)
+  total = jnp.exp(g.sum(-2))
+  rows = [scaled(r, P[x]) for r, x in zip(rows, late, strict=True)]
+  return found, rows, [scaled(c, Q) for c in cols], total
 
 
 def quarters(rows, cols, level, late):
@@ -261,7 +322,7 @@ def pairs_backward(late, saved, ct):
   return drows, dcols, dg
 
 
-pairs.defvjp(pairs_forward, pairs_backward)
+halved_pairs.defvjp(pairs_forward, pairs_backward)
 
 
 @jax.custom_vjp

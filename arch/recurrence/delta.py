@@ -32,8 +32,9 @@ B batch, T time, H heads, K key width, V value width, C chunk, m = B H rows
 import jax
 import jax.numpy as jnp
 
+from arch import rows, target
 from arch.layers import unit
-from arch.recurrence import chunks
+from arch.recurrence import chunks, delta_kernel
 from arch.recurrence.gated import fresh
 
 
@@ -64,6 +65,13 @@ def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=None):
   S = fresh(k, v) if state is None else state
   w = chunks.where_reset(reset, -jnp.inf, w.astype(jnp.float32))
   b = chunks.where_reset(reset, 0, b)
+  if chunk is None and target.now().kernels and rows.known(v):
+    if not delta_kernel.refused(q, v, w, a):
+
+      def run(x):
+        return delta_kernel.chunked(*x)
+
+      return rows.kernel(run, (q, k, v, w, b, S))
   cols = (k,) if a is None else (k, a)
   xs = jax.tree.map(lambda x: chunks.cut(x, C), ((q, b), cols, v, w))
 
@@ -72,8 +80,8 @@ def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=None):
 
   @jax.checkpoint
   def step(S, x):
-    rows, cols, v, w = x
-    A, (q, b), cols, total = within(rows, cols, w)
+    reads, cols, v, w = x
+    A, (q, b), cols, total = within(reads, cols, w)
     (qk, *qa), (bk, *ba) = A
     bS = dot("mik,mkv->miv", b, S)
     o = dot("mik,mkv->miv", q, S)
@@ -92,6 +100,34 @@ def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=None):
 
   S, o = jax.lax.scan(step, S.reshape(B * H, -1, V), xs)
   return chunks.merge(o, B, T), S.reshape(B, H, -1, V)
+
+
+def corrected(q, k, v, beta, w, reset=None, state=None):
+  """The gated delta rule: `chunked` with q = unit(q) / sqrt(K), and with k now
+  unit(k), k = beta k and b = exp(w) k.
+
+  Args:
+    q, k: B T G K, of which each serves H / G heads; v: B T H V.
+    beta: B T H float32.
+  """
+  R = v.shape[2] // q.shape[2]
+  if target.now().kernels and rows.known(v):
+    if not delta_kernel.refused(q, v, w, None):
+      state = fresh(k, v) if state is None else state
+      w = chunks.where_reset(reset, -jnp.inf, w.astype(jnp.float32))
+      q, k = (jnp.repeat(t, R, 2) for t in (q, k))
+
+      def run(x):
+        q, k, v, beta, w, state = x
+        return delta_kernel.chunked(q, k, v, w, None, state, beta)
+
+      return rows.kernel(run, (q, k, v, beta, w, state))
+  q, k = (jnp.repeat(unit(t), R, 2) for t in (q, k))
+  q *= q.shape[-1] ** -0.5
+  write = k * beta[..., None]
+  erase = k * jnp.exp(w)[..., None]
+  q, write, erase = (t.astype(v.dtype) for t in (q, write, erase))
+  return chunked(q, write, v, w, None, erase, reset, state)
 
 
 def within(rows, cols, w):

@@ -27,7 +27,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from arch.recurrence import chunks, convolution
+from arch import rows, target
+from arch.recurrence import (
+  chunks,
+  convolution,
+  diagonal_kernel,
+  selective_kernel,
+)
 
 
 def reference(a, b, reset=None, state=None):
@@ -44,6 +50,16 @@ def reference(a, b, reset=None, state=None):
 
 def scan(a, b, reset=None, state=None):
   """a: B T D or 1 1 D, b: B T D float32 -> h: B T D, state: B D."""
+  if target.now().kernels and rows.known(b):
+    if not diagonal_kernel.refused(b):
+      a = chunks.where_reset(reset, 0, jnp.broadcast_to(a, b.shape))
+      h = jnp.zeros_like(b[:, 0]) if state is None else state
+
+      def run_kernel(x):
+        return diagonal_kernel.scan(*x)
+
+      h = rows.kernel(run_kernel, (a, b, h))
+      return h, h[:, -1]
   state = None if state is None else (state,)
   (h,), (state,) = run((a,), (b,), reset, state)
   return h, state
@@ -116,6 +132,16 @@ def selective(x, dt, A, b, c, reset=None, state=None, negative=False, chunk=16):
   if state is None:
     state = jnp.zeros((B, D, A.shape[1]), x.dtype)
   keep = chunks.where_reset(reset, 0, jnp.ones((B, T, 1), x.dtype))
+  if target.now().kernels and rows.known(x):
+    if not selective_kernel.refused(x):
+
+      def run_kernel(held, A):
+        x, dt, b, c, keep, state = held
+        return selective_kernel.selective(
+          x, dt, A, b, c, keep[..., 0], state, negative
+        )
+
+      return rows.kernel(run_kernel, (x, dt, b, c, keep, state), A)
 
   def by_chunk(x, fill=0):
     x = jnp.pad(x, ((0, 0), (0, -T % C), (0, 0)), constant_values=fill)
@@ -174,10 +200,10 @@ def select_backward(negative, saved, ct):
     else:
       dlog = d * (h - bx)  # h - bx is a h_{t-1}
     dbx = chunks.dot("tbnd,tbn->tbd", d, b)
-    rows = dlog * A[None, None]
-    if rows.shape[1] == 1:  # see chunks.cut; rows of a batch stay apart
-      rows = rows[:, 0]
-    ddt = rows.sum(-2).reshape(x.shape) + dbx * x
+    ddt = dlog * A[None, None]
+    if ddt.shape[1] == 1:  # see chunks.cut; rows of a batch stay apart
+      ddt = ddt[:, 0]
+    ddt = ddt.sum(-2).reshape(x.shape) + dbx * x
     dA += (dlog * dt[:, :, None]).sum((0, 1))
     db = chunks.dot("tbnd,tbd->tbn", d, dt * x)
     dc = chunks.dot("tbnd,tbd->tbn", h, dy)

@@ -25,8 +25,9 @@ V value width, C chunk, s tokens of a step, m = B G rows
 import jax
 import jax.numpy as jnp
 
+from arch import rows, target
 from arch.layers import unit
-from arch.recurrence import chunks
+from arch.recurrence import chunks, gated_kernel
 
 
 def reference(q, k, v, g, reset=None, state=None, read="after", u=None):
@@ -65,6 +66,14 @@ def chunked(
   s = v.shape[2] if v.ndim == 5 else 1
   late, one = read != "after", g.ndim == 3
   S = fresh(k, v) if state is None else state  # B H K V
+  if chunk is None and target.now().kernels and rows.known(v):
+    if not gated_kernel.refused(q, v, g, read, u):
+      g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
+
+      def run(x):
+        return gated_kernel.chunked(*x)
+
+      return rows.kernel(run, (q, k, v, g, S))
   g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
   reads = chunks.where_reset(reset, 0, q) if late else q
   # the s tokens of a step are rows of the chunk
@@ -75,9 +84,9 @@ def chunked(
   # q and k: m C K, one for the r heads of v and g: m r C V, m r C (K). An axis
   # of one is left out, see chunks.cut
   m, r = "m" * (B * G > 1 or R == 1), "r" * (R > 1)
-  rows, heads = (B * G,) * len(m), (R,) * len(r)
-  xs = [x.reshape(-1, *rows, *x.shape[2:]) for x in (reads, k_)]
-  xs += [x.reshape(-1, *rows, *heads, *x.shape[2:]) for x in (v_, g)]
+  lead, heads = (B * G,) * len(m), (R,) * len(r)
+  xs = [x.reshape(-1, *lead, *x.shape[2:]) for x in (reads, k_)]
+  xs += [x.reshape(-1, *lead, *heads, *x.shape[2:]) for x in (v_, g)]
 
   def dot(formula, x, y):
     return chunks.dot(formula.format(m=m, h=m + r), x, y)
@@ -114,7 +123,7 @@ def chunked(
     o += dot("{h}ij,{h}jv->{h}iv", A.astype(v.dtype), v)
     return total * S + new, o.astype(v.dtype)
 
-  S, o = jax.lax.scan(step, S.reshape(*rows, *heads, K, V), xs)
+  S, o = jax.lax.scan(step, S.reshape(*lead, *heads, K, V), xs)
   o = chunks.merge(o.reshape(-1, B * H, C * s, V), B, T * s).reshape(v.shape)
   if u is not None:
     now = q.astype(jnp.float32) * k.astype(jnp.float32)
@@ -122,6 +131,28 @@ def chunked(
     now = (now * u.reshape(1, 1, G, R, K)).sum(-1).reshape(B, T, H, 1)
     o += chunks.scaled(v, now)
   return o, S.reshape(B, H, K, V)
+
+
+def stepped(q, k, x, step, skip, g, reset=None, state=None):
+  """`chunked` with v = step x, and skip x added to o, in float32.
+
+  Args:
+    x: B T H V; step: B T H; skip: H.
+  """
+  if target.now().kernels and rows.known(x):
+    if not gated_kernel.refused(q, x, g, "after", None):
+      state = fresh(k, x) if state is None else state
+      g = chunks.where_reset(reset, -jnp.inf, g.astype(jnp.float32))
+      skip = jnp.broadcast_to(skip, step.shape)
+
+      def run(held):
+        return gated_kernel.chunked(*held)
+
+      return rows.kernel(run, (q, k, x, g, state, step, skip))
+  v = x * step[..., None].astype(x.dtype)
+  o, S = chunked(q, k, v, g, reset, state)
+  x, o = x.astype(jnp.float32), o.astype(jnp.float32)
+  return o + skip[None, None, :, None] * x, S
 
 
 def fresh(k, v):
