@@ -26,6 +26,12 @@ def kept(tree):
   return jax.tree.map(lambda x: checkpoint_name(x, NAME), tree)
 
 
+def keeping(step):
+  """A scan's step that keeps its states, so that the scan is not run again for
+  them."""
+  return lambda state, x: step(kept(state), x)
+
+
 def kept_bits(tree):
   """As `kept`, where no gradient is taken: as in a custom_vjp's pass forward.
 

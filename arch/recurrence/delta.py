@@ -36,6 +36,7 @@ from arch import rows, target
 from arch.layers import unit
 from arch.recurrence import chunks, delta_kernel
 from arch.recurrence.gated import fresh
+from arch.remat import keeping, kept
 
 
 def reference(q, k, v, w, a, b, reset=None, state=None):
@@ -98,8 +99,8 @@ def chunked(q, k, v, w, a, b, reset=None, state=None, chunk=None):
     S += dot("mck,mcv->mkv", cols[-1], y)
     return S, o.astype(dtype)
 
-  S, o = jax.lax.scan(step, S.reshape(B * H, -1, V), xs)
-  return chunks.merge(o, B, T), S.reshape(B, H, -1, V)
+  S, o = jax.lax.scan(keeping(step), S.reshape(B * H, -1, V), xs)
+  return chunks.merge(kept(o), B, T), S.reshape(B, H, -1, V)
 
 
 def corrected(q, k, v, beta, w, reset=None, state=None):

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 from arch import rows, target
 from arch.layers import unit
 from arch.recurrence import chunks, gated_kernel
+from arch.remat import keeping, kept
 
 
 def reference(q, k, v, g, reset=None, state=None, read="after", u=None):
@@ -123,8 +124,10 @@ def chunked(
     o += dot("{h}ij,{h}jv->{h}iv", A.astype(v.dtype), v)
     return total * S + new, o.astype(v.dtype)
 
-  S, o = jax.lax.scan(step, S.reshape(*lead, *heads, K, V), xs)
-  o = chunks.merge(o.reshape(-1, B * H, C * s, V), B, T * s).reshape(v.shape)
+  S, o = jax.lax.scan(keeping(step), S.reshape(*lead, *heads, K, V), xs)
+  o = chunks.merge(kept(o).reshape(-1, B * H, C * s, V), B, T * s).reshape(
+    v.shape
+  )
   if u is not None:
     now = q.astype(jnp.float32) * k.astype(jnp.float32)
     now = now.reshape(B, T, G, 1, K)
