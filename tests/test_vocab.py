@@ -34,7 +34,9 @@ def make(pair, *, dim=6, size=13, positions=0, dtype="float32", **fields):
   """A vocabulary of a file, or of one for the way in and one for that out."""
   ways = pair if isinstance(pair, tuple) else (pair, pair)
   vocab = dict(zip(WAYS, ways, strict=True), size=size, **fields)
-  cfg = SimpleNamespace(dim=dim, dtype=dtype, vocab=vocab, positions=positions)
+  cfg = SimpleNamespace(
+    dim=dim, compute=dtype, vocab=vocab, positions=positions
+  )
   return Vocab(cfg, rngs=nnx.Rngs(0))
 
 
@@ -352,7 +354,7 @@ def test_fields_go_to_the_way_that_knows_them():
     Vocab(
       SimpleNamespace(
         dim=6,
-        dtype="float32",
+        compute="float32",
         positions=0,
         vocab=dict(input="full", output="lowrank", size=13, dim=5),
       ),
