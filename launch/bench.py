@@ -206,9 +206,10 @@ def architectures(lengths: list[int], earlier: dict) -> dict:
       command.say(f"  {compared(row, earlier.get(timed(row)))}")
     row["peers"] = []
     if PEERS.value and name in peers.PEERS:
-      for peer in peers.measure(name, cfg, SECONDS.value):
+      others = peers.steps(name, cfg)
+      for peer in bench.beside(cfg, others, SECONDS.value):
         row["peers"].append(peer)
-        command.say(f"  {beside(row, peer)}")
+        command.say(f"  {beside(peer)}")
     row["growth"] = []
     for point in bench.growth(cfg, lengths, SECONDS.value):
       row["growth"].append(point)
@@ -233,14 +234,15 @@ def compared(row: dict, old: dict | None) -> str:
   )
 
 
-def beside(row: dict, peer: dict) -> str:
+def beside(peer: dict) -> str:
   what = f"PyTorch {peer['peer']}, {peer['dtype']}, {peer['way']}"
   if "refused" in peer:
     return f"{what}: {peer['refused']}"
-  times = peer["step_seconds"] / row["step_seconds"]
+  times = peer["step_seconds"] / peer["ours_seconds"]
   return (
     f"{what}: {peer['params']:,} parameters, {peer['compile_seconds']:.1f} s, "
-    f"{peer['tokens_per_second']:,.0f} tokens/s; here {times:.2f} times as fast"
+    f"{peer['tokens_per_second']:,.0f} tokens/s; ours, in turns with it, "
+    f"{times:.2f} times as fast"
   )
 
 

@@ -96,6 +96,41 @@ def measure(cfg, peak: float, seconds: float = 3.0) -> dict:
   }
 
 
+def beside(cfg, steps, seconds: float = 3.0) -> Iterator[dict]:
+  """Rows of other steps, each with the least seconds of it and of ours, which
+  take turns: a machine's rate may swing by more than they differ.
+
+  Args:
+    steps: pairs of a row and a function that makes a step, or None.
+  """
+  step = Step(cfg)
+  state, batch = placed(step, cfg)
+
+  def own():
+    nonlocal state
+    state = jax.block_until_ready(step.train(state, batch)[0])
+
+  found = list(steps)
+  calls = [own, *(call for _, call in found if call)]
+  best = [math.inf] * len(calls)
+  for call in calls:
+    call()
+  rounds, end = 0, time.perf_counter() + seconds * len(calls)
+  while rounds < 3 or time.perf_counter() < end:
+    rounds += 1
+    for i, call in enumerate(calls):
+      start = time.perf_counter()
+      call()
+      best[i] = min(best[i], time.perf_counter() - start)
+  tokens, ours, *theirs = cfg.train.batch * cfg.train.length, *best
+  for row, call in found:
+    if call:
+      took = theirs.pop(0)
+      row |= {"step_seconds": took, "ours_seconds": ours}
+      row |= {"tokens_per_second": tokens / took}
+    yield row
+
+
 def growth(cfg, lengths, seconds: float = 3.0) -> Iterator[dict]:
   """Step times at each length, all with as many tokens as the longest one.
 

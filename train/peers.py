@@ -7,6 +7,7 @@ norm of 1, AdamW. Kernels for GPUs they take from fla-core, causal-conv1d and
 mamba-ssm, where those are installed.
 """
 
+import functools
 import importlib.util
 import itertools
 import time
@@ -123,9 +124,9 @@ def check():
       raise ValueError(f"--peers wants {name}: pip install -e '.[parity]'")
 
 
-def measure(name: str, cfg, seconds: float = 3.0) -> Iterator[dict]:
-  """A row a setting: parameters, seconds of a step, tokens a second; or why
-  PyTorch refused it."""
+def steps(name: str, cfg) -> Iterator[tuple[dict, Callable | None]]:
+  """A setting's row and its step, which was called once; or a row that says why
+  PyTorch refused it, and None."""
   import torch
   import transformers
 
@@ -157,15 +158,8 @@ def measure(name: str, cfg, seconds: float = 3.0) -> Iterator[dict]:
       call = torch.compile(peer) if way == "compiled" else peer
       step(call)
     except Exception as error:  # what a compiler raises is of any kind
-      yield row | {"refused": f"{type(error).__name__}: {error}".split("\n")[0]}
+      why = f"{type(error).__name__}: {error}".split("\n")[0]
+      yield row | {"refused": why}, None
       continue
     row["compile_seconds"] = time.perf_counter() - start
-    step(call)
-    times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
-      start = time.perf_counter()
-      step(call)
-      times.append(time.perf_counter() - start)
-    took = min(times)
-    row |= {"step_seconds": took, "tokens_per_second": text.numel() / took}
-    yield row
+    yield row, functools.partial(step, call)
