@@ -12,6 +12,7 @@ import json
 from absl import flags
 
 from launch import command
+from train import platform
 
 ARCHS = flags.DEFINE_list(
   "archs", ["all"], "Configs to time, by their file's name, or all."
@@ -62,10 +63,11 @@ MEMORY = "--dtype=bfloat16, or a smaller --batch, --length, --lengths or --dim"
 def main(argv):
   command.no_more(argv)
   lengths = whole_numbers(LENGTHS.value)
+  platform.setup(command.PLATFORM.value, platform.apart([DTYPE.value]))
 
   import jax
 
-  from train import platform, workdir
+  from train import workdir
 
   if OUT.value:
     workdir.check_writable(OUT.value)
@@ -175,7 +177,7 @@ def losses() -> dict:
 def architectures(lengths: list[int], earlier: dict) -> dict:
   import configs
   from arch import target
-  from train import bench, peers, platform, progress
+  from train import bench, peers, progress
 
   cfgs = configs.several(ARCHS.value)
   peak = platform.peak(DTYPE.value)
@@ -247,4 +249,4 @@ def beside(peer: dict) -> str:
 
 
 if __name__ == "__main__":
-  command.run(main, cores=True, memory=MEMORY)
+  command.run(main, memory=MEMORY, prepared=False)

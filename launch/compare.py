@@ -160,7 +160,8 @@ def main(argv):
   asked = command.PLATFORM.value
   chips = workers.chips(asked, CHIPS.value) if CHIPS.value else None
   # a chip is held by the process that trains on it
-  platform.setup(*("cpu",) if chips else (asked, True))
+  apart = platform.apart(s.partition("=")[2] for s in settings())
+  platform.setup(*("cpu",) if chips else (asked, apart))
   from train import report
 
   if FIGURES.value:

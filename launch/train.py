@@ -51,7 +51,9 @@ MEMORY = (
 
 def main(argv):
   command.no_more(argv)
-  platform.setup(command.PLATFORM.value, True, DISTRIBUTED.value)
+  told = (s.partition("=")[2] for s in SET.value)
+  apart = platform.apart([CONFIG.value.model.dtype, *told])
+  platform.setup(command.PLATFORM.value, apart, DISTRIBUTED.value)
   import configs
   from train import data, hosts, loop, workdir
   from train.signals import Signals

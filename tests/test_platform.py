@@ -276,3 +276,8 @@ def test_commit_of_this_checkout_only(tmp_path, monkeypatch):
 def test_peak_is_a_rate():
   for dtype in ("float32", "bfloat16", "mixed"):
     assert 1e8 < platform.peak(dtype, seconds=0.1) < 1e16
+
+
+def test_products_of_few_bits_have_all_cores_to_themselves():
+  assert platform.apart(["float32", "abc"]) and platform.apart([])
+  assert not platform.apart(iter(["0.1", "mixed"]))
