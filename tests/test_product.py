@@ -127,7 +127,7 @@ def test_a_steps_products_round_their_operands(name, remat):
   assert shares["float32"] == 0
   # recurrences and routers stay exact; tiles of attention are small here
   assert (
-    shares["mixed"] > {"attention": 0.8, "experts": 0.7, "mamba2": 0.5}[name]
+    shares["mixed"] > {"attention": 0.83, "experts": 0.77, "mamba2": 0.64}[name]
   )
 
 
